@@ -1,0 +1,20 @@
+//! graccl: GRAdient Collective Communication Library.
+//!
+//! A collective is a *schedule*: plain data that says, rank by rank, what is read, folded and
+//! written. [`schedule`] builds, proves and prints schedules; [`exec`] runs them over the links of
+//! [`transport`], with the kernels of [`reduce`]; [`comm`] is what an application holds; [`capi`]
+//! is the same for C. Imports point downwards only, in this order:
+//!
+//! ```text
+//! capi -> comm -> exec -> schedule, transport, reduce, memory, bootstrap -> types, error
+//! ```
+//!
+//! `docs/design.md` explains why.
+
+pub mod error;
+pub mod schedule;
+pub mod transport;
+pub mod types;
+
+pub use error::{Code, Error, Result};
+pub use types::{DataType, RedOp};
