@@ -11,10 +11,16 @@
 //!
 //! `docs/design.md` explains why.
 
+pub mod bootstrap;
+pub mod comm;
 pub mod error;
+pub mod memory;
 pub mod schedule;
 pub mod transport;
 pub mod types;
 
 pub use error::{Code, Error, Result};
 pub use types::{DataType, RedOp};
+
+pub use bootstrap::UniqueId;
+pub use comm::{Communicator, Config, TransportChoice};

@@ -1,0 +1,76 @@
+//! What can be set for a communicator, and the environment variables that set it.
+
+use std::time::Duration;
+
+use crate::{Error, Result};
+
+/// Which transports may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// Shared memory between ranks of one host, TCP between hosts.
+    Auto,
+    /// Shared memory only: an error if ranks are on several hosts.
+    Shm,
+    /// TCP between all ranks.
+    Tcp,
+}
+
+/// Settings of one communicator. [`Config::from_env`] reads the environment; fields may be changed
+/// afterwards. All ranks must use the same `transport` and `algorithm`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `GRACCL_TRANSPORT` = auto | shm | tcp.
+    pub transport: TransportChoice,
+    /// `GRACCL_ALGO` = auto | a name of [`crate::schedule::algorithms`]; `None` is auto.
+    pub algorithm: Option<String>,
+    /// `GRACCL_TIMEOUT`, seconds: longest wait inside a collective. Default 1800.
+    pub timeout: Duration,
+    /// `GRACCL_INIT_TIMEOUT`, seconds: longest wait for the other ranks to join. Default 300.
+    pub init_timeout: Duration,
+    /// `GRACCL_VERIFY` = 1: prove every schedule for this job's ranks before its first use.
+    pub verify: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            transport: TransportChoice::Auto,
+            algorithm: None,
+            timeout: Duration::from_secs(1800),
+            init_timeout: Duration::from_secs(300),
+            verify: false,
+        }
+    }
+}
+
+fn seconds(name: &str, default: Duration) -> Result<Duration> {
+    let Ok(text) = std::env::var(name) else { return Ok(default) };
+    match text.trim().parse::<f64>() {
+        Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
+        _ => Err(Error::argument(format!("{name}={text} is not a time in seconds"))
+            .hint(format!("set it to a positive number, or unset it for {} s", default.as_secs()))),
+    }
+}
+
+impl Config {
+    /// Defaults, overridden by the environment. A value that cannot be understood is an error.
+    pub fn from_env() -> Result<Config> {
+        let mut c = Config::default();
+        c.timeout = seconds("GRACCL_TIMEOUT", c.timeout)?;
+        c.init_timeout = seconds("GRACCL_INIT_TIMEOUT", c.init_timeout)?;
+        if let Ok(t) = std::env::var("GRACCL_TRANSPORT") {
+            c.transport = match t.as_str() {
+                "auto" | "" => TransportChoice::Auto,
+                "shm" => TransportChoice::Shm,
+                "tcp" => TransportChoice::Tcp,
+                _ => {
+                    return Err(Error::argument(format!("GRACCL_TRANSPORT={t} is unknown"))
+                        .hint("use auto, shm or tcp"));
+                }
+            };
+        }
+        c.algorithm = std::env::var("GRACCL_ALGO").ok().filter(|a| !a.is_empty() && a != "auto");
+        c.verify = std::env::var("GRACCL_VERIFY").is_ok_and(|v| v != "0" && !v.is_empty());
+        Ok(c)
+    }
+}
