@@ -58,6 +58,8 @@ pub struct RunArgs {
 
 /// What to start.
 pub struct Job {
+    /// For messages: the subcommand that starts it.
+    pub command: &'static str,
     pub program: OsString,
     pub args: Vec<OsString>,
     pub ranks: usize,
@@ -73,6 +75,7 @@ pub struct Job {
 pub fn main(a: RunArgs) -> Result<u8> {
     let mut command = a.command.into_iter();
     let job = Job {
+        command: "run",
         program: command.next().expect("clap asks for a program"),
         args: command.collect(),
         ranks: a.ranks as usize,
@@ -86,6 +89,15 @@ pub fn main(a: RunArgs) -> Result<u8> {
 /// Ranks of host `h` when `ranks` are split over `hosts` in consecutive blocks.
 fn block(h: usize, hosts: usize, ranks: usize) -> std::ops::Range<usize> {
     h * ranks / hosts..(h + 1) * ranks / hosts
+}
+
+/// Host number of every rank when `ranks` are split over `hosts` in consecutive blocks.
+pub fn hosts_of_ranks(ranks: usize, hosts: usize) -> Result<Vec<u32>> {
+    if hosts > ranks {
+        return Err(Error::argument(format!("--hosts {hosts} is more than the {ranks} ranks"))
+            .hint("every emulated host needs a rank"));
+    }
+    Ok((0..hosts).flat_map(|h| block(h, hosts, ranks).map(move |_| h as u32)).collect())
 }
 
 /// 256 random bits in hex.
@@ -112,37 +124,35 @@ fn commands(job: &Job) -> Result<Vec<Command>> {
     let (key, port) = (random_key()?, free_port()?.to_string());
     let launcher = std::process::id() as libc::pid_t;
     let mut all = Vec::with_capacity(job.ranks);
-    for host in 0..job.hosts {
-        let ranks = block(host, job.hosts, job.ranks);
-        for rank in ranks.clone() {
-            let mut c = Command::new(&job.program);
-            c.args(&job.args)
-                .env("RANK", rank.to_string())
-                .env("WORLD_SIZE", job.ranks.to_string())
-                .env("LOCAL_RANK", (rank - ranks.start).to_string())
-                .env("LOCAL_WORLD_SIZE", ranks.len().to_string())
-                .env("MASTER_ADDR", "127.0.0.1")
-                .env("MASTER_PORT", &port)
-                .env("GRACCL_KEY", &key)
-                .process_group(0);
-            if job.hosts > 1 {
-                c.env("GRACCL_HOST_ID", format!("h{host}"));
-            }
-            // SAFETY: between fork and exec only async-signal-safe calls are made.
-            unsafe {
-                c.pre_exec(move || {
-                    if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                    // The launcher may have died before the line above.
-                    if libc::getppid() != launcher {
-                        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-                    }
-                    signals::restore()
-                });
-            }
-            all.push(c);
+    for (rank, host) in hosts_of_ranks(job.ranks, job.hosts)?.into_iter().enumerate() {
+        let local = block(host as usize, job.hosts, job.ranks);
+        let mut c = Command::new(&job.program);
+        c.args(&job.args)
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", job.ranks.to_string())
+            .env("LOCAL_RANK", (rank - local.start).to_string())
+            .env("LOCAL_WORLD_SIZE", local.len().to_string())
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", &port)
+            .env("GRACCL_KEY", &key)
+            .process_group(0);
+        if job.hosts > 1 {
+            c.env("GRACCL_HOST_ID", format!("h{host}"));
         }
+        // SAFETY: between fork and exec only async-signal-safe calls are made.
+        unsafe {
+            c.pre_exec(move || {
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // The launcher may have died before the line above.
+                if libc::getppid() != launcher {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                signals::restore()
+            });
+        }
+        all.push(c);
     }
     Ok(all)
 }
@@ -208,10 +218,6 @@ impl Drop for Ranks {
 
 /// Starts the ranks, waits for them, and returns the status to exit with.
 pub fn launch(job: &Job) -> Result<u8> {
-    if job.hosts > job.ranks {
-        return Err(Error::argument(format!("--hosts {} is more than the {} ranks", job.hosts, job.ranks))
-            .hint("every emulated host needs a rank"));
-    }
     let signals = Signals::take()?;
     let mut ranks = Ranks { children: Vec::new(), ended: Vec::new() };
     let mut pumps = Pumps::default();
@@ -235,7 +241,7 @@ pub fn launch(job: &Job) -> Result<u8> {
             }
         }
     }
-    let status = supervise(&signals, &mut ranks);
+    let status = supervise(job, &signals, &mut ranks);
     drop(ranks);
     // From here on a signal ends us as usual.
     drop(signals);
@@ -259,12 +265,12 @@ fn cannot_start(job: &Job, rank: usize, e: &io::Error) -> u8 {
         ),
         _ => (format!("cannot start `{program}` as rank {rank}: {e}"), 126),
     };
-    eprintln!("graccl run: {why}");
+    eprintln!("graccl {}: {why}", job.command);
     status
 }
 
 /// Waits until all ranks have ended.
-fn supervise(signals: &Signals, ranks: &mut Ranks) -> u8 {
+fn supervise(job: &Job, signals: &Signals, ranks: &mut Ranks) -> u8 {
     let mut status = 0;
     let mut interrupts = 0;
     let mut kill_at: Option<Instant> = None;
@@ -280,7 +286,7 @@ fn supervise(signals: &Signals, ranks: &mut Ranks) -> u8 {
                     status = exit_status(ended);
                     let rest = ranks.ended.iter().filter(|e| e.is_none()).count();
                     let end = if rest > 0 { format!("; ending the other {rest}") } else { String::new() };
-                    eprintln!("graccl run: rank {rank} {}{end}", describe(ended));
+                    eprintln!("graccl {}: rank {rank} {}{end}", job.command, describe(ended));
                     ranks.signal(libc::SIGTERM, true);
                     kill_at = Some(Instant::now() + GRACE);
                 }

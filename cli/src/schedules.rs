@@ -1,26 +1,17 @@
-//! What the command line asks of the library's schedules. All of it goes through here.
+//! The algorithms' names, as the flags need them.
 
+use graccl::schedule::{Algorithm, algorithms};
 use graccl::{Error, Result};
 
 /// Names of the algorithms for allreduce.
 pub fn names() -> Vec<&'static str> {
-    vec![
-        "ring",
-        "one_shot",
-        "direct",
-        "recursive_doubling",
-        "halving_doubling",
-        "double_tree",
-        "hier_2d",
-        "hier_leader",
-    ]
+    algorithms().iter().map(|a| a.name).collect()
 }
 
-/// An error that lists the names, unless `name` is one of them.
-pub fn check_name(name: &str) -> Result<()> {
-    if names().contains(&name) {
-        return Ok(());
-    }
-    Err(Error::argument(format!("unknown algorithm `{name}`"))
-        .hint(format!("use one of: {}", names().join(", "))))
+/// The algorithm of this name, or an error that lists the names.
+pub fn by_name(name: &str) -> Result<&'static Algorithm> {
+    Algorithm::by_name(name).ok_or_else(|| {
+        Error::argument(format!("unknown algorithm `{name}`"))
+            .hint(format!("use one of: {}", names().join(", ")))
+    })
 }

@@ -167,7 +167,7 @@ pub struct Ignored {
     device_implementation: Option<String>,
     #[arg(short = 'V', long = "device_cta_count", value_name = "V", hide = true)]
     device_cta_count: Option<String>,
-    #[arg(short = 'M', long = "memory_report", value_name = "V", hide = true, num_args = 0..=1)]
+    #[arg(short = 'M', long = "memory_report", value_name = "V", hide = true, num_args = 0..=1, default_missing_value = "1")]
     memory_report: Option<String>,
     #[arg(short = 'u', long, value_name = "V", hide = true)]
     unalign: Option<String>,
@@ -211,7 +211,7 @@ pub fn parse_size(text: &str) -> std::result::Result<usize, String> {
         Some('G') => (&body[..body.len() - 1], 1 << 30),
         _ => (body, 1),
     };
-    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) || digits.contains('E') {
         return Err(wrong());
     }
     if let Ok(n) = digits.parse::<u64>() {
@@ -241,7 +241,7 @@ impl PerfArgs {
             );
         }
         if let Some(name) = self.algo.as_deref().filter(|a| !["auto", "all"].contains(a)) {
-            schedules::check_name(name)?;
+            schedules::by_name(name)?;
         }
         if self.tensors.is_some() && (self.op.0.len() > 1 || self.datatype.0.len() > 1) {
             return Err(Error::argument("--tensors takes one -o and one -d").hint("name one of each"));

@@ -42,10 +42,6 @@ impl Buffer {
             .ok_or_else(|| Error::argument(format!("a buffer of {bytes} bytes is too large")))
     }
 
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.ptr
-    }
-
     /// The bytes at `range`.
     pub fn slice(&self, range: std::ops::Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.bytes + GUARD);

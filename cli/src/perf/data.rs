@@ -5,7 +5,7 @@
 //! | op | floats: every partial result is exact | integers (they wrap, which is exact) |
 //! |---|---|---|
 //! | sum | m * s, m in 1..=2^p/n, s = a sign and a power of two per element; p = the type's digits | odd |
-//! | avg | the same, but pairs of ranks q+d, q-d, so that sum = n*q and the quotient q is exact | any |
+//! | avg | the same, but pairs of ranks have q+d, q-d, so that sum = n*q and the quotient q is exact | any |
 //! | prod | -(2^e), the exponents' absolute sum within the type's range | 3 mod 4 |
 //! | min, max | any m * s; the extreme is unique and its place goes round the ranks | any, the same |
 //!
@@ -140,13 +140,17 @@ impl Problem {
                 } else if self.op == RedOp::Sum {
                     out.extend((0..n).map(|r| Num::Float((1 + random(r) % each) as f64 * scale)));
                 } else {
-                    let q = 1 + (common >> 8) % each;
-                    let delta = |pair: usize| random(pair) % q;
+                    // At least 2 where possible, so that no contribution is the quotient itself.
+                    let least = each.min(2);
+                    let q = least + (common >> 8) % (each - least + 1);
+                    let delta = |pair: usize| if q > 1 { 1 + random(pair) % (q - 1) } else { 0 };
+                    // An odd rank out gives to rank 0.
+                    let odd = if n % 2 == 1 && n > 1 { delta(n / 2) } else { 0 };
                     out.extend((0..n).map(|r| {
                         let m = match (r ^ 1 < n, r & 1) {
-                            (true, 0) => q + delta(r / 2),
+                            (true, 0) => q + delta(r / 2) + if r == 0 { odd } else { 0 },
                             (true, _) => q - delta(r / 2),
-                            (false, _) => q,
+                            (false, _) => q - odd,
                         };
                         Num::Float(m as f64 * scale)
                     }));

@@ -57,13 +57,14 @@ impl Job {
         recv: &mut Buffer,
         at: usize,
         count: usize,
-        p: &Problem,
+        dtype: DataType,
+        op: RedOp,
     ) -> Result<()> {
-        let bytes = at..at + count * p.dtype.size();
+        let bytes = at..at + count * dtype.size();
         let target = recv.slice_mut(bytes.clone()).as_mut_ptr();
         let source = send.map_or(target.cast_const(), |s| s.slice(bytes).as_ptr());
         // SAFETY: both slices are in bounds, initialised, and not used by others meanwhile.
-        unsafe { self.comm.all_reduce_raw(source, target, count, p.dtype, p.op) }
+        unsafe { self.comm.all_reduce_raw(source, target, count, dtype, op) }
     }
 
     fn reduce(&self, values: &mut [f64], op: RedOp) -> Result<()> {

@@ -9,7 +9,7 @@ mod run;
 mod table;
 mod tensors;
 
-pub use args::PerfArgs;
+pub use args::{PerfArgs, parse_size};
 
 use graccl::{Error, Result};
 
@@ -37,7 +37,7 @@ pub fn main(a: PerfArgs) -> Result<u8> {
         return Err(Error::argument(format!("--np {np}, but the launcher started {size} ranks"))
             .hint("leave --np out under a launcher"));
     }
-    run::main(&a, rank).map_err(|e| if size > 1 { prefix(e, rank) } else { e })
+    run::main(&a, rank, size).map_err(|e| if size > 1 { prefix(e, rank) } else { e })
 }
 
 fn prefix(mut e: Error, rank: usize) -> Error {
@@ -56,6 +56,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
     let program =
         std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))?;
     launch::launch(&launch::Job {
+        command: "perf",
         program: program.into(),
         args: std::env::args_os().skip(1).collect(),
         ranks,

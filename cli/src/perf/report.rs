@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Memory, PerfArgs};
 use super::job::{Job, Spread};
-use super::table::{self, Result1, Row};
+use super::table::{self, Row, Timing};
 
 /// The layout of nccl-tests' JSON that ours follows.
 const JSON_VERSION: u32 = 2;
@@ -174,7 +174,7 @@ impl Report {
     }
 }
 
-fn placement(r: &Result1, cpu_time: bool) -> Value {
+fn placement(r: &Timing, cpu_time: bool) -> Value {
     let time = if cpu_time { "cpu_time" } else { "time" };
     json!({ time: r.time_us, "alg_bw": r.algbw, "bus_bw": r.busbw, "nwrong": r.wrong })
 }

@@ -6,15 +6,15 @@ use graccl::{Code, Communicator, Config, DataType, Error, RedOp, Result};
 
 use super::args::PerfArgs;
 use super::buffer::Buffer;
-use super::data::{Pattern, Problem, show_element};
+use super::data::{Pattern, show_element};
 use super::job::{Job, Placement, bandwidth};
 use super::report::{Report, plan};
-use super::table::{self, Result1, Row};
+use super::table::{self, Row, Timing};
 use super::tensors;
 use crate::schedules;
 
 /// Joins the job, runs everything, and returns the exit status.
-pub fn main(a: &PerfArgs, rank: usize) -> Result<u8> {
+pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
     let cpu = if a.pin { Some(pin(rank)?) } else { None };
     let algorithms: Vec<Option<String>> = match a.algo.as_deref() {
         Some("all") => schedules::names().into_iter().map(|n| Some(n.to_string())).collect(),
@@ -39,6 +39,13 @@ pub fn main(a: &PerfArgs, rank: usize) -> Result<u8> {
             }
             Err(e) => return Err(e),
         };
+        if (new.rank, new.size) != (rank, size) {
+            let what = format!(
+                "joined as rank {} of {}, but the launcher said {rank} of {size}",
+                new.rank, new.size
+            );
+            return Err(Error::internal(what));
+        }
         if !headed {
             report.header(a, &new, &config, cpu)?;
             headed = true;
@@ -112,7 +119,7 @@ fn tables_of(a: &PerfArgs, job: &mut Job, report: &mut Report, skip: bool) -> Re
             for &op in &a.op.0 {
                 for count in a.counts(dtype.size()) {
                     report.next(format!("{} {} {count}", dtype.name(), op.name()));
-                    match row(a, job, &mut send, &mut recv, count, dtype, op) {
+                    match row(a, job, &mut send, &mut recv, What { count, dtype, op }) {
                         Ok(row) => report.row(&row, a.report_cputime != 0)?,
                         Err(e) if skip && not_possible(&e) => {
                             report.say(&format!(
@@ -129,68 +136,72 @@ fn tables_of(a: &PerfArgs, job: &mut Job, report: &mut Report, skip: bool) -> Re
     Ok(())
 }
 
-fn row(
+/// What a row is about.
+#[derive(Clone, Copy)]
+struct What {
+    count: usize,
+    dtype: DataType,
+    op: RedOp,
+}
+
+impl What {
+    fn bytes(&self) -> usize {
+        self.count * self.dtype.size()
+    }
+}
+
+fn row(a: &PerfArgs, job: &mut Job, send: &mut Buffer, recv: &mut Buffer, what: What) -> Result<Row> {
+    let What { count, dtype, op } = what;
+    let plan = plan(&job.comm, count, dtype, true)?;
+    let out_of_place = timing(a, job, send, recv, what, Placement::OutOfPlace)?;
+    let in_place = timing(a, job, send, recv, what, Placement::InPlace)?;
+    let spread = job.spread(a, || calls(a, job, None, recv, what))?.per_call(a.agg_iters);
+    let timestamp = (a.report_timestamps != 0).then(table::now);
+    let (dtype, op) = (dtype.name(), op.name());
+    Ok(Row { bytes: what.bytes(), count, dtype, op, out_of_place, in_place, spread, plan, timestamp })
+}
+
+/// Checks and times one placement.
+fn timing(
     a: &PerfArgs,
     job: &mut Job,
     send: &mut Buffer,
     recv: &mut Buffer,
-    count: usize,
-    dtype: DataType,
-    op: RedOp,
-) -> Result<Row> {
-    let bytes = count * dtype.size();
-    let plan = plan(&job.comm, count, dtype, true)?;
-    let mut results = [Placement::OutOfPlace, Placement::InPlace].into_iter().map(|placement| {
-        let wrong = check(a, job, send, recv, count, dtype, op, placement)?;
-        let p = job.problem(dtype, op);
-        p.fixed_point().fill(send.slice_mut(0..bytes));
-        p.fixed_point().fill(recv.slice_mut(0..bytes));
-        let source = (placement == Placement::OutOfPlace).then_some(&*send);
-        let time_us = job.time(a, || calls(a, job, source, recv, count, &p))? / f64::from(a.agg_iters);
-        let (algbw, busbw) = bandwidth(bytes, time_us, job.size);
-        Ok(Result1 { time_us, algbw, busbw, wrong })
-    });
-    let (out_of_place, in_place) = (results.next().expect("two")?, results.next().expect("two")?);
-    drop(results);
-    let p = job.problem(dtype, op);
-    let spread = job.spread(a, || calls(a, job, None, recv, count, &p))?.per_call(a.agg_iters);
-    let timestamp = (a.report_timestamps != 0).then(table::now);
-    let (dtype, op) = (dtype.name(), op.name());
-    Ok(Row { bytes, count, dtype, op, out_of_place, in_place, spread, plan, timestamp })
+    what: What,
+    placement: Placement,
+) -> Result<Timing> {
+    let wrong = check(a, job, send, recv, what, placement)?;
+    let quiet = job.problem(what.dtype, what.op).fixed_point();
+    quiet.fill(send.slice_mut(0..what.bytes()));
+    quiet.fill(recv.slice_mut(0..what.bytes()));
+    let source = (placement == Placement::OutOfPlace).then_some(&*send);
+    let time_us = job.time(a, || calls(a, job, source, recv, what))? / f64::from(a.agg_iters);
+    let (algbw, busbw) = bandwidth(what.bytes(), time_us, job.size);
+    Ok(Timing { time_us, algbw, busbw, wrong })
 }
 
 /// One iteration.
-fn calls(
-    a: &PerfArgs,
-    job: &Job,
-    send: Option<&Buffer>,
-    recv: &mut Buffer,
-    count: usize,
-    p: &Problem,
-) -> Result<()> {
+fn calls(a: &PerfArgs, job: &Job, send: Option<&Buffer>, recv: &mut Buffer, what: What) -> Result<()> {
     for _ in 0..a.agg_iters {
-        job.all_reduce(send, recv, 0, count, p)?;
+        job.all_reduce(send, recv, 0, what.count, what.dtype, what.op)?;
     }
     Ok(())
 }
 
 /// Reduces known data, and counts what is wrong on all ranks: elements of the result, elements of
 /// the send buffer that were changed, and guard bytes.
-#[allow(clippy::too_many_arguments)]
 fn check(
     a: &PerfArgs,
     job: &mut Job,
     send: &mut Buffer,
     recv: &mut Buffer,
-    count: usize,
-    dtype: DataType,
-    op: RedOp,
+    what: What,
     placement: Placement,
 ) -> Result<Option<usize>> {
     if a.check == 0 {
         return Ok(None);
     }
-    let bytes = count * dtype.size();
+    let (What { count, dtype, op }, bytes) = (what, what.bytes());
     let mut wrong = 0;
     for _ in 0..a.check {
         let p = job.problem(dtype, op);
@@ -200,11 +211,11 @@ fn check(
             input.fill(send.slice_mut(0..bytes));
             send.set_guard(bytes);
             recv.poison(bytes);
-            job.all_reduce(Some(send), recv, 0, count, &p)?;
+            job.all_reduce(Some(send), recv, 0, count, dtype, op)?;
             wrong += report_wrong(job.rank, "send buffer changed", send, bytes, &input, dtype);
         } else {
             input.fill(recv.slice_mut(0..bytes));
-            job.all_reduce(None, recv, 0, count, &p)?;
+            job.all_reduce(None, recv, 0, count, dtype, op)?;
         }
         wrong += report_wrong(job.rank, "wrong result", recv, bytes, &expected, dtype);
     }

@@ -4,7 +4,7 @@ use super::job::Spread;
 
 /// One placement's result.
 #[derive(Clone, Copy, Debug)]
-pub struct Result1 {
+pub struct Timing {
     pub time_us: f64,
     pub algbw: f64,
     pub busbw: f64,
@@ -19,8 +19,8 @@ pub struct Row {
     pub count: usize,
     pub dtype: &'static str,
     pub op: &'static str,
-    pub out_of_place: Result1,
-    pub in_place: Result1,
+    pub out_of_place: Timing,
+    pub in_place: Timing,
     pub spread: Spread,
     pub plan: String,
     /// Time of day, when asked for.
@@ -73,7 +73,7 @@ pub fn head(cpu_time: bool, timestamps: bool) -> String {
 
 impl Row {
     pub fn line(&self) -> String {
-        let place = |r: &Result1| {
+        let place = |r: &Timing| {
             format!(
                 "  {:>7}  {:>6}  {:>6}  {:>6}",
                 number(r.time_us, 7),
@@ -154,14 +154,14 @@ mod tests {
 
     #[test]
     fn rows_stand_below_their_heads() {
-        let r = Result1 { time_us: 12.3, algbw: 1.0, busbw: 1.0, wrong: Some(0) };
+        let r = Timing { time_us: 12.3, algbw: 1.0, busbw: 1.0, wrong: Some(0) };
         let row = Row {
             bytes: 8,
             count: 2,
             dtype: "float",
             op: "sum",
             out_of_place: r,
-            in_place: Result1 { wrong: None, ..r },
+            in_place: Timing { wrong: None, ..r },
             spread: Spread::default(),
             plan: "ring x4".into(),
             timestamp: Some(now()),
