@@ -32,10 +32,10 @@ pub enum Memory {
 #[derive(Args, Clone)]
 #[command(after_help = "\
 Columns: size and count of one rank's buffer; time of one call; algbw = size / time;
-busbw = algbw * 2(n-1)/n, what each rank sends and receives at least, comparable for all n;
+busbw = algbw * 2(n-1)/n, what every rank must send and receive, comparable between any n;
 #wrong = elements that differ from the exact result, or bytes touched that must not be, all ranks.
 1 GB/s = 1e9 B/s. Then, of a second in-place loop with a clock read around every iteration, the
-slowest rank's min, median, p99 and max; then the plan: algorithm x tiles.
+slowest rank's min, median, p99 and max; then the plan: algorithm x tiles, transport.
 
 Under a launcher (graccl run, mpirun, srun, torchrun) it joins that job; else it starts --np ranks.
 
@@ -148,7 +148,8 @@ pub struct PerfArgs {
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Accepted from nccl-tests")]
 pub struct Ignored {
-    /// Ignored, as are the following: root
+    /// Root; ignored for allreduce. Also ignored, as they are about GPUs: -p -z -y -G -R -x -D -V -M
+    /// -u -I -K
     #[arg(short = 'r', long, value_name = "R")]
     root: Option<String>,
     #[arg(short = 'p', long = "parallel_init", value_name = "V", hide = true)]

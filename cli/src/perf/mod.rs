@@ -50,9 +50,11 @@ fn start(a: &PerfArgs) -> Result<u8> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let ranks =
         a.np.map_or(cores.max(2), |n| n as usize).max(if a.np.is_none() { a.hosts as usize } else { 1 });
-    if a.tensors.is_none() {
-        check_memory(ranks, a.maxbytes)?;
-    }
+    let bytes = match &a.tensors {
+        Some(list) => tensors::total_bytes(&tensors::load(list, a.datatype.0[0])?),
+        None => a.maxbytes,
+    };
+    check_memory(ranks, bytes)?;
     let program =
         std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))?;
     launch::launch(&launch::Job {
@@ -78,7 +80,7 @@ fn check_memory(ranks: usize, bytes: usize) -> Result<()> {
             mib(need),
             mib(free)
         ))
-        .hint("use a smaller -e or --np"));
+        .hint("use smaller buffers (-e) or fewer ranks (--np)"));
     }
     Ok(())
 }

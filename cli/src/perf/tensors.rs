@@ -120,6 +120,11 @@ fn alexnet() -> Vec<(String, usize)> {
     .collect()
 }
 
+/// Bytes of all tensors of a list.
+pub fn total_bytes(list: &[Tensor]) -> usize {
+    list.iter().map(|t| t.count.saturating_mul(t.dtype.size())).fold(0, usize::saturating_add)
+}
+
 /// Consecutive elements of one type.
 #[derive(Clone, Copy)]
 struct Span {
@@ -181,11 +186,11 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
     let l = layout(list);
     let mut apart = Buffer::new(l.apart_bytes, a.memory)?;
     let mut packed = Buffer::new(l.packed_bytes, a.memory)?;
-    let bytes: usize = l.apart.iter().map(Span::bytes).sum();
+    let bytes = total_bytes(list);
     let elements: usize = list.iter().map(|t| t.count).sum();
     report.say(&format!(
-        "#\n# {what}: {} tensors, {elements} elements, {:.1} MB, in the order of backward, in place\n#\n# {:<22} {:>6} \
-         {:>10} {:>8} {:>8} {:>7} {:>7}\n# {:<22} {:>6} {:>10} {:>8} {:>8} {:>7} {:>7}\n",
+        "#\n# {what}: {} tensors, {elements} elements, {:.1} MB, in the order of backward, in place\n#\n# {:<24} {:>6} \
+         {:>10} {:>8} {:>8} {:>7} {:>7}\n# {:<24} {:>6} {:>10} {:>8} {:>8} {:>7} {:>7}\n",
         list.len(),
         bytes as f64 / 1e6,
         "gradients",
@@ -193,7 +198,7 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
         "time",
         "algbw",
         "busbw",
-        "speed",
+        "ratio",
         "#wrong",
         "",
         "",
@@ -207,22 +212,22 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
     let mut line =
         |report: &mut Report, job: &Job, name: &str, calls: usize, time: f64, wrong: Option<usize>| {
             let (algbw, busbw) = bandwidth(bytes, time, job.size);
-            let speed = *base.get_or_insert(time) / time;
+            let ratio = *base.get_or_insert(time) / time;
             let shown = wrong.map_or("N/A".to_string(), |w| w.to_string());
             report.other(
                 json!({
                     "tensors": what, "mode": name, "count": elements, "size": bytes, "calls": calls,
                     "in_place": { "time": time, "alg_bw": algbw, "bus_bw": busbw, "nwrong": wrong },
-                    "speedup": speed,
+                    "ratio": ratio,
                 }),
                 wrong.unwrap_or(0),
             );
             report.say(&format!(
-                "  {name:<22} {calls:>6} {:>10} {:>8} {:>8} {:>6}x {shown:>7}\n",
+                "  {name:<24} {calls:>6} {:>10} {:>8} {:>8} {:>6}x {shown:>7}\n",
                 number(time, 10),
                 number(algbw, 8),
                 number(busbw, 8),
-                number(speed, 6),
+                number(ratio, 6),
             ))
         };
     let loops = f64::from(a.agg_iters);
