@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{err, finish, graccl, out, run, until};
+use common::{err, finish, graccl, out, run, until, watch};
 
 /// Runs a shell script as every rank.
 fn sh(n: usize, flags: &[&str], script: &str) -> std::process::Output {
@@ -176,8 +176,10 @@ fn signals_are_passed_on() {
         let script =
             format!("trap 'echo got {name}; exit 0' {name}; echo ready; while :; do sleep 0.05; done");
         let (child, lines) = started(2, &script);
+        let watchdog = watch(&child);
         signal(&child, number);
         let said: Vec<String> = lines.lines().map(Result::unwrap).collect();
+        drop(watchdog);
         assert_eq!(said.iter().filter(|l| l.ends_with(&format!("got {name}"))).count(), 2, "{said:?}");
         assert_eq!(finish(child).status.code(), Some(0));
     }
@@ -186,10 +188,12 @@ fn signals_are_passed_on() {
 #[test]
 fn a_second_interrupt_kills() {
     let (mut child, lines) = started(2, "trap 'echo got INT' INT; echo ready; while :; do sleep 0.05; done");
+    let watchdog = watch(&child);
     signal(&child, libc::SIGINT);
     let mut lines = lines.lines();
     assert!(lines.next().unwrap().unwrap().ends_with("got INT"));
     assert!(lines.next().unwrap().unwrap().ends_with("got INT"));
+    drop(watchdog);
     assert!(child.try_wait().unwrap().is_none(), "one interrupt that the ranks survive ends nothing");
     signal(&child, libc::SIGINT);
     let o = finish(child);
