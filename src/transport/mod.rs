@@ -2,9 +2,11 @@
 //!
 //! A *link* is this rank's end of the two channels (one each way) that it shares with one peer on
 //! one port and one way. A channel is in order and keeps a bounded number of messages in flight;
-//! the executor never blocks in here: every call answers at once, and [`Pump::pump`] moves bytes.
+//! the executor never blocks in here: every call answers at once.
 //!
 //! A link is used by one thread at a time (the communicator's lock sees to it).
+
+pub mod shm;
 
 /// Answer of [`Link::recv`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +53,24 @@ pub trait Link {
     /// Sends the `len` bytes written into the slot.
     fn commit(&mut self, len: usize, fp: u32);
 
-    /// Sends `len` bytes from `src` without a copy, if this link can; false = use `send_slot`, or
-    /// no room now. `src` must stay unchanged until the schedule orders a later write after
-    /// the receiver's step (the verifier proves `ref_safe`), and until [`Link::idle`].
+    /// Whether a message may be sent now (fewer than the allowed number are unconsumed).
+    fn room(&mut self) -> bool;
+
+    /// Whether this link can send these bytes from where they are (`send_ref`).
+    fn can_ref(&self, src: *const u8, len: usize) -> bool {
+        let _ = (src, len);
+        false
+    }
+
+    /// Sends `len` bytes from `src` without a copy. Only after `can_ref` and `room` said yes. `src`
+    /// must stay unchanged until the schedule orders a later write after the receiver's step
+    /// (the verifier proves `ref_safe`), and until [`Link::idle`].
     ///
     /// # Safety
     /// `src..src + len` is readable for that time.
-    unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) -> bool {
+    unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
         let _ = (src, len, fp);
-        false
+        unreachable!("a link that cannot send by reference");
     }
 
     /// The next message, expected to be `len` bytes long.
@@ -78,11 +89,14 @@ pub trait Link {
     fn release(&mut self);
 
     /// Nothing that was sent still refers to the caller's memory.
-    fn idle(&self) -> bool {
+    fn idle(&mut self) -> bool {
         true
     }
 
-    /// Largest message in bytes.
+    /// The end of a call on this rank: tells the peer what it may be waiting for.
+    fn finish(&mut self) {}
+
+    /// Largest message in bytes that `send_slot` takes.
     fn capacity(&self) -> usize;
 
     /// See [`Recv::Fault`].
