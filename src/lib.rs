@@ -15,6 +15,7 @@ pub mod bootstrap;
 pub mod comm;
 pub mod error;
 pub mod memory;
+pub mod reduce;
 pub mod schedule;
 pub mod transport;
 pub mod types;

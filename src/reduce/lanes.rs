@@ -1,0 +1,293 @@
+//! Registers full of elements, and the loop that runs a kernel over them.
+
+use super::elem::{Elem, Half};
+use std::marker::PhantomData;
+use std::mem::{MaybeUninit, size_of};
+
+/// A register of elements as it lies in memory (`Raw`) and as it is folded (`Acc`).
+///
+/// The methods are inlined into functions that enable an instruction set; implementations that use
+/// intrinsics belong to a table that is chosen only where the CPU has them.
+pub(super) trait Lanes {
+    type Raw: Copy;
+    type Acc: Copy;
+    /// Bytes of one element.
+    const SIZE: usize;
+    /// # Safety
+    /// As all methods: the CPU has the instructions that the implementation uses.
+    unsafe fn widen(raw: Self::Raw) -> Self::Acc;
+    /// # Safety
+    /// See [`widen`](Lanes::widen).
+    unsafe fn narrow(acc: Self::Acc) -> Self::Raw;
+    /// # Safety
+    /// See [`widen`](Lanes::widen).
+    unsafe fn fold<const OP: u8>(a: Self::Acc, b: Self::Acc) -> Self::Acc;
+    /// # Safety
+    /// See [`widen`](Lanes::widen).
+    unsafe fn div(a: Self::Acc, ranks: u32) -> Self::Acc;
+}
+
+/// `N` elements of type `E`; the compiler makes vectors of them.
+pub(super) struct Arr<E, const N: usize>(PhantomData<E>);
+
+impl<E: Elem, const N: usize> Lanes for Arr<E, N> {
+    type Raw = [E; N];
+    type Acc = [E; N];
+    const SIZE: usize = size_of::<E>();
+    #[inline(always)]
+    unsafe fn widen(raw: [E; N]) -> [E; N] {
+        raw
+    }
+    #[inline(always)]
+    unsafe fn narrow(acc: [E; N]) -> [E; N] {
+        acc
+    }
+    #[inline(always)]
+    unsafe fn fold<const OP: u8>(mut a: [E; N], b: [E; N]) -> [E; N] {
+        for i in 0..N {
+            a[i] = a[i].fold::<OP>(b[i]);
+        }
+        a
+    }
+    #[inline(always)]
+    unsafe fn div(mut a: [E; N], ranks: u32) -> [E; N] {
+        for x in &mut a {
+            *x = x.div(ranks);
+        }
+        a
+    }
+}
+
+/// `N` pairs of 16-bit floats: the low halves of the words fold in one register, the high halves
+/// in another, so that nothing has to be shuffled.
+pub(super) struct Halves<H, const N: usize>(PhantomData<H>);
+
+impl<H: Half, const N: usize> Lanes for Halves<H, N> {
+    type Raw = [u32; N];
+    type Acc = [[f32; N]; 2];
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn widen(raw: [u32; N]) -> [[f32; N]; 2] {
+        let mut acc = [[0.0; N]; 2];
+        for i in 0..N {
+            acc[0][i] = H::low(raw[i]);
+            acc[1][i] = H::high(raw[i]);
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn narrow(acc: [[f32; N]; 2]) -> [u32; N] {
+        let mut raw = [0; N];
+        for i in 0..N {
+            raw[i] = H::round(acc[0][i]) | H::round(acc[1][i]) << 16;
+        }
+        raw
+    }
+    #[inline(always)]
+    unsafe fn fold<const OP: u8>(mut a: [[f32; N]; 2], b: [[f32; N]; 2]) -> [[f32; N]; 2] {
+        for h in 0..2 {
+            for i in 0..N {
+                a[h][i] = a[h][i].fold::<OP>(b[h][i]);
+            }
+        }
+        a
+    }
+    #[inline(always)]
+    unsafe fn div(mut a: [[f32; N]; 2], ranks: u32) -> [[f32; N]; 2] {
+        for x in a.as_flattened_mut() {
+            *x = x.div(ranks);
+        }
+        a
+    }
+}
+
+/// Arguments of a kernel, lengths and positions in bytes.
+pub(super) struct Args {
+    pub dsts: *const *mut u8,
+    pub ndst: usize,
+    pub srcs: *const *const u8,
+    pub nsrc: usize,
+    pub bytes: usize,
+    pub ranks: u32,
+    pub nt: bool,
+}
+
+/// Registers per step of the main loop.
+const UNROLL: usize = 4;
+
+/// Folds all sources into all destinations, in one pass.
+///
+/// `NS` and `ND` fix the numbers of sources and destinations at compile time; 0 leaves them to the
+/// arguments. `NS` = 1 is the plain copy, which skips a destination that is the source.
+///
+/// # Safety
+/// Buffers are valid for `bytes` (a whole number of elements), destinations are the same memory as
+/// a source or disjoint from it, and the CPU has the instructions of `L`.
+#[inline(always)]
+pub(super) unsafe fn drive<L: Lanes, const OP: u8, const NS: usize, const ND: usize>(a: &Args) {
+    // SAFETY: the caller's promises; every register is loaded from all sources before it is stored,
+    // so exact aliases see old values only.
+    unsafe {
+        let reg = size_of::<L::Raw>();
+        let mut lp = Loop::<L, OP, NS, ND> {
+            // Local copies: the compiler cannot know that no destination holds the pointers.
+            src: std::array::from_fn(|i| *a.srcs.add(i)),
+            dst: std::array::from_fn(|i| *a.dsts.add(i)),
+            a,
+            nt: false,
+            lanes: PhantomData,
+        };
+        let mut at = 0;
+        if a.nt {
+            // Non-temporal stores need an aligned address: a part of a register leads up to it.
+            let head = lp.dst(0).addr().wrapping_neg() % reg;
+            if head % L::SIZE == 0 && a.bytes >= head + reg {
+                lp.nt = true;
+                lp.part(0, head);
+                at = head;
+            }
+        }
+        while a.bytes - at >= UNROLL * reg {
+            lp.step::<UNROLL>(at);
+            at += UNROLL * reg;
+        }
+        while a.bytes - at >= reg {
+            lp.step::<1>(at);
+            at += reg;
+        }
+        lp.part(at, a.bytes - at);
+    }
+}
+
+struct Loop<'a, L, const OP: u8, const NS: usize, const ND: usize> {
+    src: [*const u8; NS],
+    dst: [*mut u8; ND],
+    a: &'a Args,
+    nt: bool,
+    lanes: PhantomData<L>,
+}
+
+impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, NS, ND> {
+    #[inline(always)]
+    unsafe fn src(&self, i: usize) -> *const u8 {
+        // SAFETY: callers stay below the number of sources.
+        if NS > 0 { self.src[i] } else { unsafe { *self.a.srcs.add(i) } }
+    }
+    #[inline(always)]
+    unsafe fn dst(&self, i: usize) -> *mut u8 {
+        // SAFETY: callers stay below the number of destinations.
+        if ND > 0 { self.dst[i] } else { unsafe { *self.a.dsts.add(i) } }
+    }
+
+    /// `U` registers at byte `at`.
+    #[inline(always)]
+    unsafe fn step<const U: usize>(&self, at: usize) {
+        // SAFETY: `drive`'s promises, and `at + U` registers are within the buffers.
+        unsafe {
+            let load = |p: *const u8, u: usize| L::widen(p.add(at).cast::<L::Raw>().add(u).read_unaligned());
+            let p = self.src(0);
+            let mut acc: [L::Acc; U] = std::array::from_fn(|u| load(p, u));
+            for i in 1..if NS > 0 { NS } else { self.a.nsrc } {
+                let p = self.src(i);
+                for (u, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::fold::<OP>(*acc, load(p, u));
+                }
+            }
+            let raw = self.finish(acc);
+            for i in 0..if ND > 0 { ND } else { self.a.ndst } {
+                let d = self.dst(i);
+                if NS == 1 && d.cast_const() == p {
+                    continue;
+                }
+                let d = d.add(at).cast::<L::Raw>();
+                if i == 0 && self.nt {
+                    for (u, raw) in raw.iter().enumerate() {
+                        stream(d.add(u), *raw);
+                    }
+                } else {
+                    for (u, raw) in raw.iter().enumerate() {
+                        d.add(u).write_unaligned(*raw);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fewer bytes than a register at byte `at`.
+    #[inline(always)]
+    unsafe fn part(&self, at: usize, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        // SAFETY: as `step`; all bits zero is a valid element.
+        unsafe {
+            let load = |i: usize| {
+                let mut raw = MaybeUninit::<L::Raw>::zeroed();
+                copy_part::<L::Raw>(raw.as_mut_ptr().cast(), self.src(i).add(at), bytes);
+                L::widen(raw.assume_init())
+            };
+            let mut acc = load(0);
+            for i in 1..if NS > 0 { NS } else { self.a.nsrc } {
+                acc = L::fold::<OP>(acc, load(i));
+            }
+            let raw = self.finish([acc]);
+            for i in 0..if ND > 0 { ND } else { self.a.ndst } {
+                let d = self.dst(i);
+                if NS == 1 && d.cast_const() == self.src(0) {
+                    continue;
+                }
+                copy_part::<L::Raw>(d.add(at), raw.as_ptr().cast(), bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<const U: usize>(&self, mut acc: [L::Acc; U]) -> [L::Raw; U] {
+        // SAFETY: `drive`'s promise about instructions.
+        unsafe {
+            if NS != 1 && self.a.ranks > 1 {
+                for acc in &mut acc {
+                    *acc = L::div(*acc, self.a.ranks);
+                }
+            }
+            std::array::from_fn(|u| L::narrow(acc[u]))
+        }
+    }
+}
+
+/// Copies less than a register (at most 64 bytes) without a call: one move for each bit of `bytes`.
+#[inline(always)]
+unsafe fn copy_part<R>(mut dst: *mut u8, mut src: *const u8, bytes: usize) {
+    macro_rules! moves {
+        ($($n:literal),*) => { $(
+            if $n < size_of::<R>() && bytes & $n != 0 {
+                // SAFETY: the pieces add up to `bytes`, which both sides have.
+                unsafe {
+                    dst.cast::<[u8; $n]>().write(src.cast::<[u8; $n]>().read());
+                    (dst, src) = (dst.add($n), src.add($n));
+                }
+            }
+        )* };
+    }
+    moves!(32, 16, 8, 4, 2, 1);
+    let _ = (dst, src);
+}
+
+/// Stores past the cache where the CPU can. The address is aligned to the register.
+#[inline(always)]
+unsafe fn stream<R: Copy>(p: *mut R, r: R) {
+    // SAFETY: the caller's pointer; only tables of CPUs that have registers of this size use it.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::*;
+            match size_of::<R>() {
+                64 => _mm512_stream_si512(p.cast(), std::mem::transmute_copy(&r)),
+                32 => _mm256_stream_si256(p.cast(), std::mem::transmute_copy(&r)),
+                _ => _mm_stream_si128(p.cast(), std::mem::transmute_copy(&r)),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        p.write(r)
+    }
+}
