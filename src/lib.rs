@@ -14,10 +14,12 @@
 pub mod bootstrap;
 pub mod comm;
 pub mod error;
+pub mod exec;
 pub mod memory;
 pub mod reduce;
 pub mod schedule;
 pub mod transport;
+pub mod tune;
 pub mod types;
 
 pub use error::{Code, Error, Result};

@@ -1,6 +1,7 @@
 //! Binding: from chunks and peers to byte offsets and link numbers.
 
 use crate::schedule::{Arg, ArgKind, Lane, Program, cut};
+use crate::{Error, Result};
 
 /// Bytes of a cache line: the unit in which buffers are cut.
 const LINE: usize = 64;
@@ -58,16 +59,16 @@ pub struct Bound {
     pub(super) operands: usize,
 }
 
-fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> u32) -> BoundLane {
+fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> Result<u32>) -> Result<BoundLane> {
     let mut out = BoundLane { ops: Vec::with_capacity(lane.ops.len()), args: Vec::new() };
     for (index, op) in lane.ops.iter().enumerate() {
         let arg = out.args.len() as u32;
-        let mut local = |a: &Arg| BoundArg { kind: a.kind, reply: false, link: u32::from(a.ix), at: a.at };
+        let local = |a: &Arg| BoundArg { kind: a.kind, reply: false, link: u32::from(a.ix), at: a.at };
         let mut froms = Vec::new();
         for a in lane.srcs(op) {
             if a.kind == ArgKind::Recv {
                 let peer = lane.peers[a.ix as usize];
-                let l = link(peer, a.port);
+                let l = link(peer, a.port)?;
                 froms.push(l);
                 out.args.push(BoundArg { kind: a.kind, reply: false, link: l, at: 0 });
             } else {
@@ -75,6 +76,11 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> u32) -> BoundLane {
             }
         }
         let dsts = lane.dsts(op);
+        let local_operand = |a: &Arg| !matches!(a.kind, ArgKind::Recv | ArgKind::Send);
+        if !lane.srcs(op).iter().chain(dsts).any(local_operand) {
+            return Err(Error::internal(format!("op {index} of a schedule only passes a message on"))
+                .hint("store it as well: its length is that of a local span"));
+        }
         let mut nlocal = 0;
         for a in dsts.iter().filter(|a| a.kind != ArgKind::Send) {
             out.args.push(local(a));
@@ -85,7 +91,7 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> u32) -> BoundLane {
             // One write with many readers pays nowhere here: a line that several ranks only read costs its
             // owner 7-28 ns to rewrite. Every reader gets its own message.
             for &peer in &lane.peers[a.ix as usize..(a.ix as usize + a.at as usize)] {
-                let l = link(peer, a.port);
+                let l = link(peer, a.port)?;
                 out.args.push(BoundArg { kind: a.kind, reply: froms.contains(&l), link: l, at: 0 });
                 nsend += 1;
             }
@@ -98,14 +104,20 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> u32) -> BoundLane {
         let (nsrc, len, index) = (op.nsrc, op.len, index as u32);
         out.ops.push(BoundOp { form, complete: op.complete, nsrc, nlocal, nsend, len, arg, index });
     }
-    out
+    Ok(out)
 }
 
 impl Bound {
+    /// Tiles worked on at a time.
+    pub fn ways(&self) -> u32 {
+        self.ways
+    }
+
     /// Binds `program` for `ways` tiles at a time. `link(peer, port)` is the number of the link of
     /// way 0 to that peer on that port; those of the other ways must follow it.
-    pub fn new(program: &Program, ways: u32, link: &mut dyn FnMut(u32, u8) -> u32) -> Bound {
-        let lanes: Vec<BoundLane> = program.lanes.iter().map(|l| bind_lane(l, link)).collect();
+    pub fn new(program: &Program, ways: u32, link: &mut dyn FnMut(u32, u8) -> Result<u32>) -> Result<Bound> {
+        let lanes: Vec<BoundLane> =
+            program.lanes.iter().map(|l| bind_lane(l, link)).collect::<Result<_>>()?;
         let mut links: Vec<u32> = lanes
             .iter()
             .flat_map(|l| &l.args)
@@ -116,7 +128,7 @@ impl Bound {
         links.dedup();
         let operands =
             lanes.iter().flat_map(|l| &l.ops).map(|o| o.nsrc.max(o.nlocal + o.nsend)).max().unwrap_or(0);
-        Bound { lanes, ways, links, operands: operands as usize }
+        Ok(Bound { lanes, ways, links, operands: operands as usize })
     }
 }
 

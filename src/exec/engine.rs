@@ -29,9 +29,18 @@ pub struct Launch<'a> {
     pub fp: u32,
     /// The output is not read again soon and larger than the caches: store past them.
     pub stream: bool,
-    /// Messages may be read where they lie (the algorithm is proved `ref_safe`, and, in place,
-    /// `reply_safe`).
-    pub by_ref: bool,
+    /// Messages may be taken from where they lie: through shared memory (the receiver reads our
+    /// memory, and writes its reply there), and through other links (only this process reads it).
+    pub by_ref_shm: bool,
+    pub by_ref_other: bool,
+}
+
+impl Launch<'_> {
+    #[inline]
+    fn by_ref(&self, link: &AnyLink, p: *const u8, len: usize) -> bool {
+        let allowed = if matches!(link, AnyLink::Shm(_)) { self.by_ref_shm } else { self.by_ref_other };
+        allowed && len >= REF_MIN && link.can_ref(p, len)
+    }
 }
 
 /// What a lane waits for.
@@ -156,11 +165,14 @@ impl Engine {
             reduce::store_fence();
         }
         for &n in &l.bound.links {
-            links[n as usize].finish_sending();
-        }
-        for &n in &l.bound.links {
             while !links[n as usize].idle() {
-                let b = Blocked { lane: 0, tile: tiles, op: 0, link: n, fault: links[n as usize].fault().is_some() };
+                let b = Blocked {
+                    lane: 0,
+                    tile: tiles,
+                    op: 0,
+                    link: n,
+                    fault: links[n as usize].fault().is_some(),
+                };
                 idle.idle(links, &[b])?;
             }
             links[n as usize].finish();
@@ -181,14 +193,15 @@ impl Engine {
     ) -> Step {
         let table = l.tiling.table(c.table);
         let args = &lane.args[op.arg as usize..];
-        let span = |at: u32| (c.base + table[at as usize], table[(at + op.len) as usize] - table[at as usize]);
+        let span =
+            |at: u32| (c.base + table[at as usize], table[(at + op.len) as usize] - table[at as usize]);
         match op.form {
             Form::Send => {
                 let (src, dst) = (&args[0], &args[1]);
                 let (p, len) = local(l, c, src, &span);
                 let n = dst.link + c.way;
                 let link = &mut links[n as usize];
-                if l.by_ref && len >= REF_MIN && link.can_ref(p, len) {
+                if l.by_ref(link, p, len) {
                     if !link.room() {
                         return Step::Wait(n);
                     }
@@ -238,18 +251,14 @@ impl Engine {
         args: &[BoundArg],
         op: &BoundOp,
         c: &Cursor,
-        span: &dyn Fn(u32) -> (usize, usize),
+        span: &impl Fn(u32) -> (usize, usize),
     ) -> Step {
         let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
         let (srcs, rest) = args.split_at(nsrc);
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
         // An op's local spans all have the same length, and so have its messages.
-        let len = match srcs.iter().chain(locals).find(|a| is_local(a)) {
-            Some(a) => span(a.at).1,
-            // Chunks differ in length by at most a unit, but an op without a local operand passes on a
-            // message: the schedule's builder never makes one.
-            None => return Step::Fault(srcs[0].link + c.way),
-        };
+        let a = srcs.iter().chain(locals).find(|a| is_local(a)).expect("bound ops have a local operand");
+        let len = span(a.at).1;
         for (i, a) in srcs.iter().enumerate() {
             self.srcs[i] = if a.kind == ArgKind::Recv {
                 let n = a.link + c.way;
@@ -265,15 +274,14 @@ impl Engine {
         for (i, a) in locals.iter().enumerate() {
             self.dsts[i] = local(l, c, a, span).0;
         }
-        // A message may be the output span itself, if it stays there.
-        let by_ref = l.by_ref && nlocal > 0 && len >= REF_MIN;
         let mut ndst = nlocal;
         for a in sends {
             let n = a.link + c.way;
             let link = &mut links[n as usize];
             let slot = if a.reply && link.replies_in_place() {
                 link.send_reply_slot(len)
-            } else if by_ref && link.can_ref(self.dsts[0], len) {
+            } else if nlocal > 0 && l.by_ref(link, self.dsts[0], len) {
+                // The output span itself is the message.
                 if !link.room() {
                     return wait(link, n);
                 }
@@ -303,7 +311,7 @@ impl Engine {
         }
         for a in sends {
             let link = &mut links[(a.link + c.way) as usize];
-            if by_ref && !(a.reply && link.replies_in_place()) && link.can_ref(self.dsts[0], len) {
+            if !(a.reply && link.replies_in_place()) && nlocal > 0 && l.by_ref(link, self.dsts[0], len) {
                 // SAFETY: as in `step`.
                 unsafe { link.send_ref(self.dsts[0], len, l.fp) };
             } else {
@@ -327,7 +335,7 @@ fn wait(link: &AnyLink, n: u32) -> Step {
 
 /// Address and length of a local operand.
 #[inline]
-fn local(l: &Launch, c: &Cursor, a: &BoundArg, span: &(impl Fn(u32) -> (usize, usize) + ?Sized)) -> (*mut u8, usize) {
+fn local(l: &Launch, c: &Cursor, a: &BoundArg, span: &impl Fn(u32) -> (usize, usize)) -> (*mut u8, usize) {
     let (offset, len) = span(a.at);
     let p = match a.kind {
         ArgKind::In => l.input.wrapping_add(offset) as *mut u8,

@@ -159,9 +159,9 @@ impl Arena {
         // SAFETY: plain system call.
         unsafe { libc::fcntl(raw, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
         let mut id = [0; 8];
-        getrandom::fill(&mut id).map_err(|e| Error::new(Code::SystemError, format!("no random bytes: {e}")))?;
-        let space =
-            Mutex::new(Space { free: BTreeMap::from([(0, len)]), used: BTreeMap::new(), colour: 0 });
+        getrandom::fill(&mut id)
+            .map_err(|e| Error::new(Code::SystemError, format!("no random bytes: {e}")))?;
+        let space = Mutex::new(Space { free: BTreeMap::from([(0, len)]), used: BTreeMap::new(), colour: 0 });
         Ok(Arena { fd, map, id: u64::from_ne_bytes(id), space })
     }
 

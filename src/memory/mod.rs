@@ -32,8 +32,10 @@ pub unsafe fn free(ptr: *mut u8) -> Result<()> {
     }
     let a = arena()?;
     let refused = || {
-        Error::argument(format!("{ptr:p} is not memory that graccl allocated in this process, or it is freed"))
-            .hint("free each pointer of graccl_mem_alloc once, in the process that allocated it")
+        Error::argument(format!(
+            "{ptr:p} is not memory that graccl allocated in this process, or it is freed"
+        ))
+        .hint("free each pointer of graccl_mem_alloc once, in the process that allocated it")
     };
     let offset = a.offset_of(ptr, 1).ok_or_else(refused)?;
     if a.free(offset) { Ok(()) } else { Err(refused()) }

@@ -88,7 +88,8 @@ pub trait Link {
     /// Ends the use of the message that `recv` returned.
     fn release(&mut self);
 
-    /// Nothing that was sent still refers to the caller's memory.
+    /// Everything that was sent has left this process, or is where the receiver finds it by itself,
+    /// and nothing refers to the caller's memory any more.
     fn idle(&mut self) -> bool {
         true
     }
@@ -101,4 +102,79 @@ pub trait Link {
 
     /// See [`Recv::Fault`].
     fn fault(&self) -> Option<Fault>;
+}
+
+/// A link of any transport. An enum, so that the shared memory path has no indirect call.
+pub enum AnyLink {
+    Shm(shm::ShmLink),
+    Other(Box<dyn Link + Send>),
+}
+
+macro_rules! forward {
+    ($self:ident, $l:ident => $e:expr) => {
+        match $self {
+            AnyLink::Shm($l) => $e,
+            AnyLink::Other($l) => $e,
+        }
+    };
+}
+
+impl AnyLink {
+    /// Whether `send_reply_slot` differs from `send_slot`.
+    #[inline]
+    pub fn replies_in_place(&self) -> bool {
+        matches!(self, AnyLink::Shm(_))
+    }
+}
+
+impl Link for AnyLink {
+    #[inline]
+    fn send_slot(&mut self, len: usize) -> Option<*mut u8> {
+        forward!(self, l => l.send_slot(len))
+    }
+    #[inline]
+    fn send_reply_slot(&mut self, len: usize) -> Option<*mut u8> {
+        forward!(self, l => l.send_reply_slot(len))
+    }
+    #[inline]
+    fn commit(&mut self, len: usize, fp: u32) {
+        forward!(self, l => l.commit(len, fp))
+    }
+    fn room(&mut self) -> bool {
+        forward!(self, l => l.room())
+    }
+    #[inline]
+    fn can_ref(&self, src: *const u8, len: usize) -> bool {
+        forward!(self, l => l.can_ref(src, len))
+    }
+    unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
+        // SAFETY: the caller's promise.
+        forward!(self, l => unsafe { l.send_ref(src, len, fp) })
+    }
+    #[inline]
+    fn recv(&mut self, len: usize, fp: u32) -> Recv {
+        forward!(self, l => l.recv(len, fp))
+    }
+    unsafe fn land(&mut self, dst: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        forward!(self, l => unsafe { l.land(dst, len) })
+    }
+    #[inline]
+    fn release(&mut self) {
+        forward!(self, l => l.release())
+    }
+    #[inline]
+    fn idle(&mut self) -> bool {
+        forward!(self, l => l.idle())
+    }
+    #[inline]
+    fn finish(&mut self) {
+        forward!(self, l => l.finish())
+    }
+    fn capacity(&self) -> usize {
+        forward!(self, l => l.capacity())
+    }
+    fn fault(&self) -> Option<Fault> {
+        forward!(self, l => l.fault())
+    }
 }
