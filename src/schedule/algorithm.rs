@@ -1,0 +1,244 @@
+//! The list of algorithms, and the groups that hierarchies are built on.
+
+use super::build::Builder;
+use super::compose;
+use super::op::Program;
+use super::stages::{direct, doubling, ring, tree};
+
+/// How ranks group: by the host that they run on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Groups {
+    of: Vec<u32>,
+    members: Vec<Vec<u32>>,
+}
+
+impl Groups {
+    /// All `n` ranks in one group.
+    pub fn flat(n: usize) -> Groups {
+        Groups::new(&vec![0; n])
+    }
+
+    /// Ranks with the same host number are a group. Groups are numbered in the order of their first
+    /// ranks; host numbers may be any.
+    pub fn new(host_of_rank: &[u32]) -> Groups {
+        let mut seen = std::collections::HashMap::new();
+        let mut groups = Groups { of: Vec::with_capacity(host_of_rank.len()), members: Vec::new() };
+        for (rank, host) in host_of_rank.iter().enumerate() {
+            let group = *seen.entry(host).or_insert(groups.members.len());
+            if group == groups.members.len() {
+                groups.members.push(Vec::new());
+            }
+            groups.members[group].push(rank as u32);
+            groups.of.push(group as u32);
+        }
+        groups
+    }
+
+    /// Consecutive ranks in groups of `size`; the last group has what is left.
+    pub fn blocks(n: usize, size: usize) -> Groups {
+        Groups::new(&(0..n).map(|r| (r / size.max(1)) as u32).collect::<Vec<_>>())
+    }
+
+    /// Number of ranks.
+    pub fn n(&self) -> usize {
+        self.of.len()
+    }
+
+    /// Number of groups.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// There are no ranks.
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
+    /// Group number of every rank.
+    pub fn numbers(&self) -> &[u32] {
+        &self.of
+    }
+
+    /// The members of `rank`'s group, in rank order.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub fn of(&self, rank: usize) -> &[u32] {
+        &self.members[self.of[rank] as usize]
+    }
+
+    /// The members of every group, in rank order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
+        self.members.iter().map(Vec::as_slice)
+    }
+}
+
+/// An allreduce algorithm: a name, what is promised of it, and how to build it.
+pub struct Algorithm {
+    pub name: &'static str,
+    /// One line on what it is good for.
+    pub about: &'static str,
+    /// Messages that every channel must be able to hold; proved to be enough. With one less, it
+    /// deadlocks where this is more than 1.
+    pub min_depth: u32,
+    /// Uses the groups; the others take all ranks as equal.
+    pub hierarchical: bool,
+    /// A receiver may read the sender's memory instead of a copy, also in place: the source of an op
+    /// with one local source, or else the `Out` span that the op stores together with its sends.
+    pub ref_safe: bool,
+    /// Besides, an op that receives from a peer and sends to the same peer on the same port may write
+    /// that message right into the memory that it read the received one from (`Out`, or `In` in
+    /// place), or, where it was a copy, over that copy.
+    pub reply_safe: bool,
+    chunks: fn(&Groups) -> u32,
+    build: fn(&mut Builder, &Groups),
+}
+
+impl Algorithm {
+    /// The program of `rank`. Depends on nothing but the arguments.
+    ///
+    /// # Panics
+    /// If `rank` is not one of the groups' ranks.
+    pub fn program(&self, rank: usize, groups: &Groups) -> Program {
+        assert!(rank < groups.n(), "rank {rank} of {}", groups.n());
+        let mut b = Builder::new(rank, groups.n(), (self.chunks)(groups));
+        (self.build)(&mut b, groups);
+        b.finish()
+    }
+
+    /// The programs of all ranks: for verifying, printing and simulating.
+    pub fn programs(&self, groups: &Groups) -> Vec<Program> {
+        (0..groups.n()).map(|rank| self.program(rank, groups)).collect()
+    }
+
+    /// The algorithm of this name.
+    pub fn by_name(name: &str) -> Option<&'static Algorithm> {
+        ALGORITHMS.iter().find(|a| a.name == name)
+    }
+}
+
+impl std::fmt::Debug for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// All allreduce algorithms.
+pub fn algorithms() -> &'static [Algorithm] {
+    &ALGORITHMS
+}
+
+static ALGORITHMS: [Algorithm; 8] = [
+    Algorithm {
+        name: "one_shot",
+        about: "everyone sends all to everyone: one hop, for tiny messages and few ranks",
+        min_depth: 1,
+        hierarchical: false,
+        ref_safe: false,
+        reply_safe: false,
+        chunks: |_| 1,
+        build: |b, _| direct::one_shot(b),
+    },
+    Algorithm {
+        name: "direct",
+        about: "reduce_scatter and allgather between all pairs: two hops, least traffic, n messages",
+        min_depth: 2,
+        hierarchical: false,
+        ref_safe: true,
+        reply_safe: true,
+        chunks: |g| g.n() as u32,
+        build: |b, g| {
+            b.parts(g.n() as u32, |b| {
+                direct::reduce_scatter(b);
+                direct::allgather(b);
+            })
+        },
+    },
+    Algorithm {
+        name: "ring",
+        about: "least traffic, to neighbours only, but 2(n-1) hops: for large messages",
+        min_depth: 2,
+        hierarchical: false,
+        ref_safe: true,
+        reply_safe: true,
+        chunks: |g| g.n() as u32,
+        build: |b, g| {
+            b.parts(g.n() as u32, |b| {
+                ring::reduce_scatter(b);
+                ring::allgather(b);
+            })
+        },
+    },
+    Algorithm {
+        name: "recursive_doubling",
+        about: "log2(n) hops with the whole buffer each: for small messages and many ranks",
+        min_depth: 1,
+        hierarchical: false,
+        ref_safe: false,
+        reply_safe: false,
+        chunks: |_| 1,
+        build: |b, _| doubling::recursive_doubling(b),
+    },
+    Algorithm {
+        name: "halving_doubling",
+        about: "2 log2(n) hops, least traffic where n is a power of two: for medium messages",
+        min_depth: 2,
+        hierarchical: false,
+        ref_safe: true,
+        reply_safe: true,
+        chunks: |g| doubling::halving_chunks(g.n()),
+        build: |b, _| doubling::halving_doubling(b),
+    },
+    Algorithm {
+        name: "double_tree",
+        about: "two binary trees, pipelined: 2 log2(n) hops, for medium messages and many ranks",
+        min_depth: 1,
+        hierarchical: false,
+        ref_safe: true,
+        reply_safe: true,
+        chunks: |_| 2,
+        build: |b, _| tree::double_tree(b),
+    },
+    Algorithm {
+        name: "hier_2d",
+        about: "reduce_scatter in each host, allreduce across hosts on every rail, allgather in each host",
+        min_depth: 2,
+        hierarchical: true,
+        ref_safe: true,
+        reply_safe: true,
+        chunks: compose::hier_2d_chunks,
+        build: compose::hier_2d,
+    },
+    Algorithm {
+        name: "hier_leader",
+        about: "reduce to one rank a host, ring of these, broadcast: one connection in and out of a host",
+        min_depth: 2,
+        hierarchical: true,
+        ref_safe: true,
+        reply_safe: true,
+        chunks: compose::hier_leader_chunks,
+        build: compose::hier_leader,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_numbered_by_first_rank() {
+        let g = Groups::new(&[7, 3, 7, 9, 3]);
+        assert_eq!((g.n(), g.len(), g.numbers()), (5, 3, &[0, 1, 0, 2, 1][..]));
+        assert_eq!(g.iter().collect::<Vec<_>>(), [&[0, 2][..], &[1, 4], &[3]]);
+        assert_eq!(g.of(4), [1, 4]);
+        assert_eq!(Groups::blocks(5, 2), Groups::new(&[1, 1, 2, 2, 0]));
+    }
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for a in algorithms() {
+            assert_eq!(Algorithm::by_name(a.name).map(|b| b.about), Some(a.about));
+        }
+        assert!(Algorithm::by_name("none").is_none());
+    }
+}

@@ -1,0 +1,285 @@
+//! The builder: what algorithms are written with.
+//!
+//! A stage (`stages/`) speaks of *members* and *parts*: `b.send(part, &[member])`. Scopes say what
+//! these are. [`Builder::on`] makes a subset of the ranks the members, numbered from 0;
+//! [`Builder::parts`] and [`Builder::zoom`] cut the range of chunks at hand into parts;
+//! [`Builder::lane`] says in which lane and on which port. One after the other is simply one call
+//! after the other.
+//!
+//! For every chunk the builder knows whether the running value is still in `In` or already in `Out`.
+//! That alone lets stages follow each other, in place and out of place.
+
+use super::op::{Arg, ArgKind, Lane, Op, Program};
+
+/// A source of a fold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Src {
+    /// This rank's running value.
+    Mine,
+    /// The next message from this member.
+    From(usize),
+}
+
+/// What member and part numbers mean at the moment.
+#[derive(Clone, Debug)]
+struct Scope {
+    members: Vec<u32>,
+    me: usize,
+    /// The members' values together hold every rank's contribution.
+    whole: bool,
+    /// First chunk, chunks per part, number of parts.
+    lo: u32,
+    step: u32,
+    parts: u32,
+    lane: usize,
+    port: u8,
+}
+
+/// Builds the program of one rank.
+pub(super) struct Builder {
+    rank: u32,
+    n: usize,
+    lanes: Vec<Lane>,
+    /// Per chunk: the running value is in `Out`.
+    stored: Vec<bool>,
+    scope: Scope,
+}
+
+impl Builder {
+    /// All `n` ranks are members, and there is one part of `chunks` chunks.
+    pub fn new(rank: usize, n: usize, chunks: u32) -> Builder {
+        let members: Vec<u32> = (0..n as u32).collect();
+        let scope = Scope { members, me: rank, whole: true, lo: 0, step: chunks, parts: 1, lane: 0, port: 0 };
+        Builder { rank: rank as u32, n, lanes: Vec::new(), stored: vec![false; chunks as usize], scope }
+    }
+
+    /// The program. A single rank has heard from nobody: it copies its input.
+    pub fn finish(mut self) -> Program {
+        let chunks = self.stored.len() as u32;
+        if self.n == 1 {
+            let input = local(ArgKind::In, 0);
+            self.push(chunks, &[input], &[local(ArgKind::Out, 0)], true);
+        }
+        self.lanes.retain(|lane| !lane.ops.is_empty());
+        Program { lanes: self.lanes, chunks, scratch: 0 }
+    }
+
+    // ---- scopes ----
+
+    /// Makes `members` (ranks, in the order that numbers them) the members for `stage`; a rank that
+    /// is not among them skips it. `whole` says that their values together hold every rank's
+    /// contribution, so that a reduction over all of them completes the value.
+    pub fn on(&mut self, members: &[u32], whole: bool, stage: impl FnOnce(&mut Builder)) {
+        let Some(me) = members.iter().position(|&r| r == self.rank) else { return };
+        let scope = Scope { members: members.to_vec(), me, whole, ..self.scope };
+        self.within(scope, stage);
+    }
+
+    /// Cuts the range at hand into `k` parts.
+    pub fn parts(&mut self, k: u32, stage: impl FnOnce(&mut Builder)) {
+        self.zoom(0, 1, k, stage);
+    }
+
+    /// Narrows to part `i` when the range at hand is cut into `of`, and cuts that into `k` parts.
+    pub fn zoom(&mut self, i: u32, of: u32, k: u32, stage: impl FnOnce(&mut Builder)) {
+        let total = self.scope.step * self.scope.parts;
+        assert!(i < of && total.is_multiple_of(of * k), "{total} chunks do not cut into {of} x {k}");
+        let range = total / of;
+        let mut scope = self.scope.clone();
+        (scope.lo, scope.step, scope.parts) = (scope.lo + i * range, range / k, k);
+        self.within(scope, stage);
+    }
+
+    /// Puts the ops of `stage` into lane `lane` and its messages on `port`. Lanes run concurrently.
+    pub fn lane(&mut self, lane: usize, port: u8, stage: impl FnOnce(&mut Builder)) {
+        let scope = Scope { lane, port, ..self.scope.clone() };
+        self.within(scope, stage);
+    }
+
+    fn within(&mut self, scope: Scope, stage: impl FnOnce(&mut Builder)) {
+        let outer = std::mem::replace(&mut self.scope, scope);
+        stage(self);
+        self.scope = outer;
+    }
+
+    /// My number among the members.
+    pub fn me(&self) -> usize {
+        self.scope.me
+    }
+
+    /// Number of members.
+    pub fn size(&self) -> usize {
+        self.scope.members.len()
+    }
+
+    /// Number of parts that the range at hand is cut into.
+    pub fn count(&self) -> usize {
+        self.scope.parts as usize
+    }
+
+    // ---- ops ----
+
+    /// Sends the running value of `part` to the members `to`, one write for all of them.
+    ///
+    /// Right after the op that stored this value, the send becomes part of that op.
+    pub fn send(&mut self, part: usize, to: &[usize]) {
+        if to.is_empty() {
+            return;
+        }
+        let (at, len) = self.span(part);
+        let cur = self.cur(part);
+        let dst = self.send_arg(to);
+        let lane = self.lane_mut();
+        if let Some(last) = lane.ops.last().copied()
+            && last.len == len
+            && lane.dsts(&last).contains(&local(ArgKind::Out, at))
+        {
+            lane.args.push(dst);
+            lane.ops.last_mut().expect("just seen").ndst += 1;
+            return;
+        }
+        self.push(len, &[cur], &[dst], false);
+    }
+
+    /// Receives the finished value of `part` from a member and stores it.
+    pub fn recv(&mut self, part: usize, from: usize) {
+        self.fold_to(part, &[Src::From(from)], None, false);
+    }
+
+    /// Folds `srcs` from left to right and stores the result as the running value of `part`. `last`
+    /// says that it now holds every member's value.
+    pub fn fold(&mut self, part: usize, srcs: &[Src], last: bool) {
+        self.fold_to(part, srcs, None, last && self.scope.whole);
+    }
+
+    /// Folds `srcs` and passes the result on to `to` without keeping it.
+    pub fn relay(&mut self, part: usize, srcs: &[Src], to: usize) {
+        self.fold_to(part, srcs, Some(to), false);
+    }
+
+    /// `In` or `Out`, where the running value of `part` is.
+    fn cur(&self, part: usize) -> Arg {
+        let (at, len) = self.span(part);
+        let stored = &self.stored[at as usize..(at + len) as usize];
+        assert!(stored.iter().all(|&s| s == stored[0]), "the running value of one part is in two places");
+        local(if stored[0] { ArgKind::Out } else { ArgKind::In }, at)
+    }
+
+    fn span(&self, part: usize) -> (u32, u32) {
+        let s = &self.scope;
+        assert!(part < s.parts as usize, "part {part} of {}", s.parts);
+        (s.lo + part as u32 * s.step, s.step)
+    }
+
+    fn fold_to(&mut self, part: usize, srcs: &[Src], to: Option<usize>, complete: bool) {
+        let (at, len) = self.span(part);
+        let args: Vec<Arg> = srcs
+            .iter()
+            .map(|src| match *src {
+                Src::Mine => self.cur(part),
+                Src::From(member) => {
+                    let ix = self.peers(&[member]);
+                    Arg { kind: ArgKind::Recv, port: self.scope.port, ix, at: 0 }
+                }
+            })
+            .collect();
+        let dst = match to {
+            Some(member) => self.send_arg(&[member]),
+            None => {
+                self.stored[at as usize..(at + len) as usize].fill(true);
+                local(ArgKind::Out, at)
+            }
+        };
+        self.push(len, &args, &[dst], complete);
+    }
+
+    fn send_arg(&mut self, to: &[usize]) -> Arg {
+        let ix = self.peers(to);
+        Arg { kind: ArgKind::Send, port: self.scope.port, ix, at: to.len() as u32 }
+    }
+
+    /// Index of a run of `members` in the lane's peers, which is added where it is missing. (A peer may
+    /// then be there twice.)
+    fn peers(&mut self, members: &[usize]) -> u16 {
+        let ranks: Vec<u32> = members.iter().map(|&m| self.scope.members[m]).collect();
+        let peers = &mut self.lane_mut().peers;
+        let ix = peers.windows(ranks.len()).position(|run| run == ranks).unwrap_or_else(|| {
+            let shared = (0..ranks.len()).rev().find(|&k| peers.ends_with(&ranks[..k])).unwrap_or(0);
+            let start = peers.len() - shared;
+            peers.extend_from_slice(&ranks[shared..]);
+            start
+        });
+        u16::try_from(ix).expect("at most 65536 peers in a lane")
+    }
+
+    fn push(&mut self, len: u32, srcs: &[Arg], dsts: &[Arg], complete: bool) {
+        let lane = self.lane_mut();
+        let arg = lane.args.len() as u32;
+        lane.args.extend_from_slice(srcs);
+        lane.args.extend_from_slice(dsts);
+        lane.ops.push(Op { len, arg, nsrc: srcs.len() as u16, ndst: dsts.len() as u16, complete });
+    }
+
+    fn lane_mut(&mut self) -> &mut Lane {
+        let ix = self.scope.lane;
+        if self.lanes.len() <= ix {
+            self.lanes.resize_with(ix + 1, Lane::default);
+        }
+        &mut self.lanes[ix]
+    }
+}
+
+fn local(kind: ArgKind, at: u32) -> Arg {
+    Arg { kind, port: 0, ix: 0, at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_send_joins_the_store_before_it_and_no_other() {
+        let mut b = Builder::new(0, 3, 4);
+        b.parts(2, |b| {
+            b.send(0, &[1]);
+            b.fold(1, &[Src::Mine, Src::From(1)], true);
+            b.send(1, &[1, 2]); // joins
+            b.zoom(1, 2, 2, |b| b.send(1, &[2])); // half of what was stored: its own op
+            b.recv(0, 1);
+            b.send(1, &[1]); // another part was stored last: its own op
+        });
+        let p = b.finish();
+        let lane = &p.lanes[0];
+        let shape: Vec<(u16, u16, bool)> =
+            lane.ops.iter().map(|op| (op.nsrc, op.ndst, op.complete)).collect();
+        assert_eq!(shape, [(1, 1, false), (2, 2, true), (1, 1, false), (1, 1, false), (1, 1, false)]);
+        assert_eq!(lane.dsts(&lane.ops[1])[1], Arg { kind: ArgKind::Send, port: 0, ix: 0, at: 2 });
+        assert_eq!(lane.peers, [1, 2]);
+        assert_eq!(lane.srcs(&lane.ops[2]), [Arg { kind: ArgKind::Out, port: 0, ix: 0, at: 3 }]);
+    }
+
+    #[test]
+    fn scopes_number_members_and_cut_ranges() {
+        let mut b = Builder::new(7, 9, 12);
+        b.on(&[3, 5], true, |_| panic!("rank 7 is not a member"));
+        b.on(&[2, 7, 4], false, |b| {
+            assert_eq!((b.me(), b.size()), (1, 3));
+            b.zoom(2, 3, 2, |b| {
+                assert_eq!((b.count(), b.span(1)), (2, (10, 2)));
+                b.fold(1, &[Src::From(2), Src::Mine], true);
+                assert_eq!(b.cur(1), local(ArgKind::Out, 10));
+                assert_eq!(b.cur(0), local(ArgKind::In, 8));
+            });
+        });
+        let p = b.finish();
+        assert_eq!(p.lanes[0].peers, [4]);
+        assert!(!p.lanes[0].ops[0].complete, "three of nine ranks do not complete a value");
+    }
+
+    #[test]
+    fn one_rank_copies() {
+        let p = Builder::new(0, 1, 5).finish();
+        assert_eq!(p.lanes.len(), 1);
+        assert_eq!(p.lanes[0].ops, [Op { len: 5, arg: 0, nsrc: 1, ndst: 1, complete: true }]);
+    }
+}
