@@ -6,6 +6,8 @@
 //!
 //! A link is used by one thread at a time (the communicator's lock sees to it).
 
+pub mod tcp;
+
 /// Answer of [`Link::recv`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recv {
