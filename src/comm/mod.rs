@@ -17,7 +17,7 @@ use crate::memory::{Arena, Block, arena};
 use crate::reduce::{self, Kernel};
 use crate::schedule::{self, Algorithm, Groups, Program};
 use crate::transport::shm::{self, Doorbell};
-use crate::transport::{AnyLink, Link};
+use crate::transport::AnyLink;
 use crate::tune::{self, Choice, Layout};
 use crate::{Code, DataType, Error, RedOp, Result};
 use peer::{Peer, Peers, WAYS_MAX, Word};
@@ -127,14 +127,15 @@ impl Communicator {
         let boot = Bootstrap::rendezvous(id, rank, size, config.init_timeout)?;
         let hosts = boot.hosts.clone();
         let groups = Groups::new(&hosts);
-        if config.transport == TransportChoice::Shm && groups.count() > 1 {
-            return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {} hosts", groups.count()))
+        if config.transport == TransportChoice::Shm && groups.len() > 1 {
+            return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {} hosts", groups.len()))
                 .hint("use GRACCL_TRANSPORT=auto"));
         }
         let local = hosts.iter().filter(|&&h| h == hosts[rank]).count();
         let all_tcp = config.transport == TransportChoice::Tcp;
-        let any_tcp = size > 1 && (all_tcp || groups.count() > 1);
-        let layout = Layout { groups, any_tcp, all_tcp: any_tcp && (all_tcp || hosts.len() == layout_hosts(&hosts)) };
+        let any_tcp = size > 1 && (all_tcp || groups.len() > 1);
+        let all_tcp = any_tcp && (all_tcp || hosts.len() == groups.len());
+        let layout = Layout { groups, any_tcp, all_tcp };
         let own = arena()?;
         let bell = own.alloc(4096)?;
         let manner = Manner::new(local, !layout.all_tcp && local > 1, any_tcp);
@@ -257,10 +258,6 @@ impl Communicator {
     pub fn failure(&self) -> Option<Error> {
         self.lock().failed.clone()
     }
-}
-
-fn layout_hosts(hosts: &[u32]) -> usize {
-    hosts.iter().max().map_or(0, |&h| h as usize + 1)
 }
 
 fn after_failure(e: &Error) -> Error {
@@ -463,6 +460,10 @@ impl Inner {
     fn fail(&mut self, e: &Error) {
         let word = Word::Abort { code: e.code as i32, text: format!("rank {} failed: {e}", self.boot.rank) };
         self.peers.tell(&word);
+        // Nothing may refer to the caller's buffers after the call has returned.
+        for c in self.peers.list.iter().filter_map(|p| p.tcp()) {
+            c.close("the communicator failed");
+        }
         self.failed = Some(e.clone());
     }
 }

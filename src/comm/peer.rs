@@ -159,7 +159,8 @@ impl Peer {
         if !shm {
             let control = boot.connect(rank, CONTROL, &[], None, deadline)?;
             let data = boot.connect_tcp(rank, DATA, &[], deadline)?;
-            let conn = TcpConn::new(data.stream, TcpOptions::default())?;
+            // SAFETY: the communicator's lock guards the connection and all its links.
+            let conn = unsafe { TcpConn::new(data.stream, TcpOptions::default()) }?;
             let stream = control_stream(control.stream)?;
             return Ok(Peer {
                 rank,

@@ -7,6 +7,7 @@
 //! A link is used by one thread at a time (the communicator's lock sees to it).
 
 pub mod shm;
+pub mod tcp;
 
 /// Answer of [`Link::recv`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -42,9 +42,9 @@ const ACK_LAG: u32 = 2;
 /// Payload bytes of a header line.
 const INLINE: usize = 56;
 /// Largest message that is staged in a slot.
-pub const CAPACITY: usize = 256 << 10;
+pub const CAPACITY: usize = (256 << 10) + 256;
 /// Slots start at page offsets that no page-aligned private buffer has: no cache set conflicts.
-const STRIDE: usize = CAPACITY + 4096 + 320;
+const STRIDE: usize = (256 << 10) + 4096 + 320;
 const DIRECTION: usize = 512;
 const CREDIT: usize = DEPTH as usize * LINE;
 const SLOTS_AT: usize = 4096 + 320;

@@ -30,7 +30,7 @@ fn named(name: &str) -> &'static Algorithm {
 /// Chooses for an allreduce of `bytes`.
 pub fn choose(layout: &Layout, bytes: usize) -> Choice {
     let n = layout.groups.n();
-    let hosts = layout.groups.count();
+    let hosts = layout.groups.len();
     let c = |name, ways, message| Choice { algorithm: named(name), ways, message };
     if layout.any_tcp && !layout.all_tcp && hosts > 1 {
         return if bytes <= 32 << 10 { c("recursive_doubling", 1, 256 << 10) } else { c("hier_2d", 4, 256 << 10) };
