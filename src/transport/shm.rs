@@ -280,12 +280,15 @@ impl ShmLink {
     }
 }
 
+/// Fetches the line at `p` for writing.
 #[inline(always)]
 fn prefetch_write(p: *mut u8) {
+    // In assembly, because for the x86-64 baseline the intrinsic becomes a prefetch for reading. It has no
+    // effect on memory, and 64-bit processors without it take it for a no-op.
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect on memory.
+    // SAFETY: a prefetch cannot fault.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(p as *const i8);
+        std::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, preserves_flags, readonly));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
