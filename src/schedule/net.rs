@@ -1,0 +1,260 @@
+//! All ranks' programs wired together: channels resolved, and checked for what needs no playing.
+
+use std::collections::HashMap;
+
+use super::op::{Arg, ArgKind, Program};
+use super::print::first_chunk;
+use super::verify::{Fault, FaultKind};
+
+/// Memory regions of a rank: the input, the output, then the scratch images.
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
+
+/// A resolved operand; a send to several peers has become one for each.
+#[derive(Clone, Copy, Debug)]
+pub enum Operand {
+    /// A span of this region, from the op's chunk.
+    Local(u32),
+    /// The next message of this channel. `reply` is for sends: the op's source that is the message
+    /// coming the other way on the same port.
+    Message { channel: u32, reply: Option<u32> },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct NetOp {
+    /// First chunk and number of chunks, the same for all operands.
+    pub at: u32,
+    pub len: u32,
+    pub complete: bool,
+    /// Region that a receiver may read instead of a copy of this op's messages.
+    pub lend: Option<u32>,
+    first: u32,
+    nsrc: u32,
+    ndst: u32,
+}
+
+#[derive(Debug)]
+pub struct NetLane {
+    pub rank: usize,
+    /// Index in the rank's program.
+    pub index: usize,
+    pub ops: Vec<NetOp>,
+    operands: Vec<Operand>,
+}
+
+impl NetLane {
+    pub fn srcs(&self, op: &NetOp) -> &[Operand] {
+        &self.operands[op.first as usize..][..op.nsrc as usize]
+    }
+    pub fn dsts(&self, op: &NetOp) -> &[Operand] {
+        &self.operands[(op.first + op.nsrc) as usize..][..op.ndst as usize]
+    }
+}
+
+/// A channel: the lanes at its two ends (indices in [`Net::lanes`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Channel {
+    pub from: u32,
+    pub to: u32,
+}
+
+pub struct Net<'a> {
+    pub programs: &'a [Program],
+    pub chunks: u32,
+    pub scratch: u32,
+    pub lanes: Vec<NetLane>,
+    pub channels: Vec<Channel>,
+    /// Messages of one tile.
+    pub messages: usize,
+}
+
+/// Both ends of a channel while it is being wired: (lane, op) of every send and of every receive.
+#[derive(Default)]
+struct Ends {
+    sends: Vec<(u32, u32)>,
+    recvs: Vec<(u32, u32)>,
+}
+
+struct Wiring {
+    ids: HashMap<(u32, u32, u8), u32>,
+    keys: Vec<(u32, u32, u8)>,
+    ends: Vec<Ends>,
+}
+
+impl Wiring {
+    fn channel(&mut self, from: u32, to: u32, port: u8) -> u32 {
+        let key = (from, to, port);
+        *self.ids.entry(key).or_insert_with(|| {
+            self.keys.push(key);
+            self.ends.push(Ends::default());
+            self.ends.len() as u32 - 1
+        })
+    }
+}
+
+impl<'a> Net<'a> {
+    /// Wires the programs, or says what is wrong: operands that make no sense, spans that leave their
+    /// buffer or differ within an op, peers that do not exist, sends and receives that do not match
+    /// one to one with the same chunks, channels with two lanes at one end.
+    pub fn new(programs: &'a [Program]) -> Result<Net<'a>, Fault> {
+        let Some(Program { chunks, scratch, .. }) = programs.first().cloned() else {
+            return Err(Fault::whole(FaultKind::Malformed, 0, "there are no ranks".into()));
+        };
+        let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
+        let mut net = Net { programs, chunks, scratch, lanes: Vec::new(), channels: Vec::new(), messages: 0 };
+        for (rank, program) in programs.iter().enumerate() {
+            if (program.chunks, program.scratch) != (chunks, scratch) {
+                let what = "cuts the buffer differently from rank 0, or has other scratch".into();
+                return Err(Fault::whole(FaultKind::Malformed, rank, what));
+            }
+            for index in 0..program.lanes.len() {
+                let lane = net.wire_lane(&mut wiring, rank, index)?;
+                net.lanes.push(lane);
+            }
+        }
+        for (key, ends) in wiring.keys.iter().zip(&wiring.ends) {
+            let channel = net.match_ends(*key, ends)?;
+            net.channels.push(channel);
+            net.messages += ends.sends.len();
+        }
+        Ok(net)
+    }
+
+    fn wire_lane(&self, wiring: &mut Wiring, rank: usize, index: usize) -> Result<NetLane, Fault> {
+        let lane = &self.programs[rank].lanes[index];
+        let mut wired = NetLane { rank, index, ops: Vec::new(), operands: Vec::new() };
+        for (i, op) in lane.ops.iter().enumerate() {
+            let bad = |what: String| Fault::at(self.programs, FaultKind::Malformed, (rank, index, i), what);
+            let end = op.arg as usize + op.nsrc as usize + op.ndst as usize;
+            if end > lane.args.len() || op.nsrc == 0 || op.ndst == 0 || op.len == 0 {
+                let what = "has no source, no destination, no length, or operands that are not there";
+                return Err(Fault::whole(FaultKind::Malformed, rank, format!("lane {index}, op {i} {what}")));
+            }
+            let at = first_chunk(lane, op).ok_or_else(|| bad("has no local operand".into()))?;
+            if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
+                return Err(bad(format!("runs past the last chunk, {}", self.chunks - 1)));
+            }
+            let first = wired.operands.len() as u32;
+            for src in lane.srcs(op) {
+                let operand = match src.kind {
+                    ArgKind::Send => return Err(bad("has a send as a source".into())),
+                    ArgKind::Recv => {
+                        let peer = self.peer(lane.peers.get(src.ix as usize), rank).map_err(&bad)?;
+                        let channel = wiring.channel(peer, rank as u32, src.port);
+                        wiring.ends[channel as usize].recvs.push((self.lanes.len() as u32, i as u32));
+                        Operand::Message { channel, reply: None }
+                    }
+                    _ => Operand::Local(self.region(src, at).map_err(&bad)?),
+                };
+                wired.operands.push(operand);
+            }
+            for dst in lane.dsts(op) {
+                match dst.kind {
+                    ArgKind::In => return Err(bad("writes the input".into())),
+                    ArgKind::Recv => return Err(bad("has a receive as a destination".into())),
+                    ArgKind::Send if dst.at == 0 => return Err(bad("sends to nobody".into())),
+                    ArgKind::Send => {
+                        for k in 0..dst.at as usize {
+                            let peer = self.peer(lane.peers.get(dst.ix as usize + k), rank).map_err(&bad)?;
+                            let channel = wiring.channel(rank as u32, peer, dst.port);
+                            wiring.ends[channel as usize].sends.push((self.lanes.len() as u32, i as u32));
+                            let back = wiring.channel(peer, rank as u32, dst.port);
+                            let reply = wired.operands[first as usize..][..op.nsrc as usize].iter().position(
+                                |src| matches!(src, Operand::Message { channel, .. } if *channel == back),
+                            );
+                            let reply = reply.map(|r| r as u32);
+                            wired.operands.push(Operand::Message { channel, reply });
+                        }
+                    }
+                    _ => wired.operands.push(Operand::Local(self.region(dst, at).map_err(&bad)?)),
+                }
+            }
+            let nsrc = op.nsrc as u32;
+            let ndst = wired.operands.len() as u32 - first - nsrc;
+            let mut wired_op =
+                NetOp { at, len: op.len, complete: op.complete, lend: None, first, nsrc, ndst };
+            let (srcs, dsts) = (wired.srcs(&wired_op), wired.dsts(&wired_op));
+            let twice = |list: &[Operand], only_messages: bool| {
+                let mut names: Vec<(bool, u32)> = list
+                    .iter()
+                    .filter_map(|o| match *o {
+                        Operand::Message { channel, .. } => Some((true, channel)),
+                        Operand::Local(region) => (!only_messages).then_some((false, region)),
+                    })
+                    .collect();
+                names.sort_unstable();
+                names.windows(2).any(|pair| pair[0] == pair[1])
+            };
+            if twice(srcs, true) || twice(dsts, false) {
+                return Err(bad("uses a channel twice, or writes the same span twice".into()));
+            }
+            wired_op.lend = match (srcs, dsts.iter().any(|d| matches!(d, Operand::Local(OUT)))) {
+                (_, true) => Some(OUT),
+                ([Operand::Local(region)], false) => Some(*region),
+                _ => None,
+            };
+            wired.ops.push(wired_op);
+        }
+        Ok(wired)
+    }
+
+    fn peer(&self, peer: Option<&u32>, rank: usize) -> Result<u32, String> {
+        match peer {
+            None => Err("names a peer that is not in the lane's list".into()),
+            Some(&p) if p as usize >= self.programs.len() => {
+                Err(format!("names rank {p}, which does not exist"))
+            }
+            Some(&p) if p as usize == rank => Err("sends to or receives from itself".into()),
+            Some(&p) => Ok(p),
+        }
+    }
+
+    fn region(&self, arg: &Arg, at: u32) -> Result<u32, String> {
+        if arg.at != at {
+            return Err(format!(
+                "joins chunks of different places, {} and {at}: their lengths differ",
+                arg.at
+            ));
+        }
+        match arg.kind {
+            ArgKind::In => Ok(IN),
+            ArgKind::Scratch if arg.ix as u32 >= self.scratch => Err(format!("uses scratch {}", arg.ix)),
+            ArgKind::Scratch => Ok(2 + arg.ix as u32),
+            _ => Ok(OUT),
+        }
+    }
+
+    fn match_ends(&self, key: (u32, u32, u8), ends: &Ends) -> Result<Channel, Fault> {
+        let (src, dst, port) = key;
+        let name = format!("the channel from rank {src} to rank {dst}, port {port}");
+        let unmatched = |end: (u32, u32), what: String| {
+            let lane = &self.lanes[end.0 as usize];
+            Fault::at(self.programs, FaultKind::Unmatched, (lane.rank, lane.index, end.1 as usize), what)
+        };
+        for list in [&ends.sends, &ends.recvs] {
+            if let Some(other) = list.iter().find(|end| end.0 != list[0].0) {
+                return Err(unmatched(*other, format!("shares an end of {name} with another lane")));
+            }
+        }
+        for (send, recv) in ends.sends.iter().zip(&ends.recvs) {
+            let op = |end: &(u32, u32)| &self.lanes[end.0 as usize].ops[end.1 as usize];
+            let (s, r) = (op(send), op(recv));
+            if (s.at, s.len) != (r.at, r.len) {
+                let what = format!(
+                    "receives {} chunks from {} on {name}, but {} chunks from {} are sent",
+                    r.len, r.at, s.len, s.at
+                );
+                return Err(unmatched(*recv, what));
+            }
+        }
+        if let Some(extra) = ends.sends.get(ends.recvs.len()) {
+            return Err(unmatched(*extra, format!("sends what nobody receives on {name}")));
+        }
+        if let Some(extra) = ends.recvs.get(ends.sends.len()) {
+            return Err(unmatched(*extra, format!("receives what nobody sends on {name}")));
+        }
+        // A channel that only the look-up for a reply has named carries nothing.
+        let end = |list: &[(u32, u32)]| list.first().map_or(0, |end| end.0);
+        Ok(Channel { from: end(&ends.sends), to: end(&ends.recvs) })
+    }
+}

@@ -1,0 +1,220 @@
+//! The verifier: proves that a schedule is right, before anything runs it.
+//!
+//! What is proved, for the ranks and groups at hand and for every count, type, number of tiles and
+//! of ways (the facts that make so little playing enough are in brackets):
+//!
+//! * Sends match receives on every channel, with the same chunks; one lane at each end.
+//! * No deadlock with the declared depth of channels. [All order goes from a tile to itself or to
+//!   later ones, so one tile decides for any number; ways share nothing.]
+//! * No two accesses to the same memory are unordered, in place and out of place. [Full channels
+//!   only add order, so this is played without a limit; tiles share scratch only, so two tiles
+//!   decide.]
+//! * Every output chunk holds every rank's contribution exactly once, and all ranks fold in the same
+//!   order, so that all get the same bits.
+//! * `complete` marks exactly the ops that first hold a whole value, and nothing is folded after.
+//! * Where declared: messages may be read from the sender's memory, and replies may be written back
+//!   into it.
+//!
+//! It assumes channels that are reliable and in order, and lanes that each make progress.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::algorithm::{Algorithm, Groups, algorithms};
+use super::net::Net;
+use super::op::Program;
+use super::play::{Game, play};
+use super::print::step;
+
+/// What is wrong with a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// An op makes no sense by itself.
+    Malformed,
+    /// Sends and receives do not fit together.
+    Unmatched,
+    /// Ops wait for each other.
+    Deadlock,
+    /// Accesses to the same memory are unordered.
+    Race,
+    /// Something is read or returned that was never computed.
+    Value,
+    /// A value lacks or repeats a contribution, or `complete` is not where it belongs.
+    Complete,
+    /// Ranks fold in different orders.
+    Tree,
+}
+
+/// A fault and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub kind: FaultKind,
+    pub rank: usize,
+    /// Lane and op, where it is about one.
+    pub op: Option<(usize, usize)>,
+    /// The whole sentence.
+    pub text: String,
+}
+
+impl Fault {
+    pub(super) fn at(
+        programs: &[Program],
+        kind: FaultKind,
+        (rank, lane, op): (usize, usize, usize),
+        what: String,
+    ) -> Fault {
+        let text =
+            format!("rank {rank}, lane {lane}, op {op} ({}) {what}", step(&programs[rank].lanes[lane], op));
+        Fault { kind, rank, op: Some((lane, op)), text }
+    }
+
+    pub(super) fn whole(kind: FaultKind, rank: usize, what: String) -> Fault {
+        Fault { kind, rank, op: None, text: format!("rank {rank}: {what}") }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Fault> for crate::Error {
+    fn from(fault: Fault) -> crate::Error {
+        crate::Error::internal(format!("the schedule is wrong: {fault}"))
+    }
+}
+
+/// What is claimed of a schedule besides being right; see [`Algorithm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    pub depth: u32,
+    pub ref_safe: bool,
+    pub reply_safe: bool,
+}
+
+/// The size of what was proved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    pub ranks: usize,
+    pub lanes: usize,
+    /// Ops and messages of all ranks in one tile.
+    pub ops: usize,
+    pub messages: usize,
+}
+
+/// Proves an algorithm's schedule for these groups, and all that the algorithm declares.
+pub fn verify(algorithm: &Algorithm, groups: &Groups) -> Result<Proof, Fault> {
+    let claims =
+        Claims { depth: algorithm.min_depth, ref_safe: algorithm.ref_safe, reply_safe: algorithm.reply_safe };
+    check(&algorithm.programs(groups), claims)
+}
+
+/// Proves a schedule (the programs of all ranks, in rank order) and the claims about it.
+pub fn check(programs: &[Program], claims: Claims) -> Result<Proof, Fault> {
+    let net = Net::new(programs)?;
+    let tiles = if net.scratch == 0 { 1 } else { 2 };
+    live(&net, claims.depth, false)?;
+    for in_place in [true, false] {
+        let game = Game { tiles, depth: None, values: true, in_place, by_ref: false, reply: false };
+        play(&net, game)?;
+        if claims.ref_safe {
+            play(&net, Game { by_ref: true, ..game })?;
+        }
+        if claims.reply_safe {
+            play(&net, Game { by_ref: true, reply: true, ..game })?;
+        }
+    }
+    if claims.reply_safe {
+        live(&net, claims.depth, true)?;
+    }
+    let ops = net.lanes.iter().map(|lane| lane.ops.len()).sum();
+    Ok(Proof { ranks: programs.len(), lanes: net.lanes.len(), ops, messages: net.messages })
+}
+
+/// Proves only that nothing deadlocks when channels hold `depth` messages.
+pub fn live_at(programs: &[Program], depth: u32) -> Result<(), Fault> {
+    live(&Net::new(programs)?, depth, false)
+}
+
+fn live(net: &Net, depth: u32, reply: bool) -> Result<(), Fault> {
+    let depth = Some(depth);
+    play(net, Game { tiles: 1, depth, values: false, in_place: true, by_ref: false, reply })
+}
+
+/// What [`verify_all`] proved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub schedules: usize,
+    /// Ops and messages of all ranks and schedules.
+    pub ops: usize,
+    pub messages: usize,
+    /// Schedules refused, as they must be, at one less than the declared depth.
+    pub refused: usize,
+    pub time: Duration,
+}
+
+/// Largest number of ranks that [`verify_all`] goes to.
+pub const MAX_RANKS: usize = 64;
+
+/// Proves every algorithm for 1 to 64 ranks, hierarchies with every even grouping and several uneven
+/// ones. `progress` gets a line per algorithm. Takes some seconds.
+pub fn verify_all(progress: &mut dyn FnMut(&str)) -> crate::Result<Summary> {
+    let start = Instant::now();
+    let mut sum = Summary::default();
+    for algorithm in algorithms() {
+        let before = sum;
+        let began = Instant::now();
+        for n in 1..=MAX_RANKS {
+            for groups in if algorithm.hierarchical { groupings(n) } else { vec![Groups::flat(n)] } {
+                let who = || format!("{} on {n} ranks in {} groups", algorithm.name, groups.len());
+                let proof = verify(algorithm, &groups).map_err(|f| crate::Error::from(f).who(who()))?;
+                sum.schedules += 1;
+                sum.ops += proof.ops;
+                sum.messages += proof.messages;
+                if algorithm.min_depth > 1
+                    && live_at(&algorithm.programs(&groups), algorithm.min_depth - 1).is_err()
+                {
+                    sum.refused += 1;
+                }
+            }
+        }
+        let refused = sum.refused - before.refused;
+        if algorithm.min_depth > 1 && refused == 0 {
+            let what =
+                format!("{} declares a depth of {}, but needs less", algorithm.name, algorithm.min_depth);
+            return Err(crate::Error::internal(what));
+        }
+        progress(&format!(
+            "{:18} {:4} schedules, {:8} ops, {:8} messages, {:4} refused at depth {}, {:.2} s",
+            algorithm.name,
+            sum.schedules - before.schedules,
+            sum.ops - before.ops,
+            sum.messages - before.messages,
+            refused,
+            algorithm.min_depth - 1,
+            began.elapsed().as_secs_f64(),
+        ));
+    }
+    sum.time = start.elapsed();
+    Ok(sum)
+}
+
+/// Groups that hierarchies are proved with: consecutive ranks in groups of every size that divides
+/// `n`, in groups of 3, of 5, and of 3 and 5 in turn with what is left over, and dealt out to 2 and
+/// 3 hosts in turn.
+pub fn groupings(n: usize) -> Vec<Groups> {
+    let mut all: Vec<Groups> =
+        (1..=n).filter(|d| n.is_multiple_of(*d)).map(|d| Groups::blocks(n, d)).collect();
+    let in_turn = (0..n).map(|r| (r / 8 * 2 + usize::from(r % 8 >= 3)) as u32);
+    let dealt = |hosts: usize| Groups::new(&(0..n).map(|r| (r % hosts) as u32).collect::<Vec<_>>());
+    let uneven = [Groups::blocks(n, 3), Groups::blocks(n, 5), Groups::new(&in_turn.collect::<Vec<_>>())];
+    for groups in uneven.into_iter().chain([dealt(2), dealt(3)]) {
+        if !all.contains(&groups) {
+            all.push(groups);
+        }
+    }
+    all
+}
