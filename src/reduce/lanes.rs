@@ -112,17 +112,24 @@ impl<H: Half, R: Copy, const N: usize> Convert<R> for Words<H, N> {
         // SAFETY: as large, and any bits are a number.
         unsafe {
             let w: [u32; N] = transmute_copy(&raw);
-            [transmute_copy(&w.map(H::low)), transmute_copy(&w.map(H::high))]
+            let (mut low, mut high) = ([0.0; N], [0.0; N]);
+            for i in 0..N {
+                low[i] = H::low(w[i]);
+            }
+            for i in 0..N {
+                high[i] = H::high(w[i]);
+            }
+            [transmute_copy(&low), transmute_copy(&high)]
         }
     }
     #[inline(always)]
     unsafe fn narrow(acc: [R; 2]) -> R {
         // SAFETY: as `widen`.
         unsafe {
-            let mut w = transmute_copy::<R, [f32; N]>(&acc[0]).map(H::round);
-            let high = transmute_copy::<R, [f32; N]>(&acc[1]).map(H::round);
+            let (low, high): ([f32; N], [f32; N]) = (transmute_copy(&acc[0]), transmute_copy(&acc[1]));
+            let mut w = [0; N];
             for i in 0..N {
-                w[i] |= high[i] << 16;
+                w[i] = H::round(low[i]) | H::round(high[i]) << 16;
             }
             transmute_copy(&w)
         }

@@ -8,6 +8,8 @@ mod elem;
 mod lanes;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::types::{DataType, RedOp};
 use elem::{Bf16, F16, MAX, MIN, PROD, SUM};
@@ -109,11 +111,26 @@ macro_rules! level {
     };
 }
 
-level!(scalar, "scalar", 16, std::arch::x86_64::__m128i, f16: Words<F16, 4>, bf16: Words<Bf16, 4>);
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::uint8x16_t as Reg16;
 #[cfg(target_arch = "x86_64")]
-level!(avx2, "avx2", 32, std::arch::x86_64::__m256i, f16: Words<F16, 8>, bf16: Words<Bf16, 8>, "avx2,f16c");
+use std::arch::x86_64::{__m128i as Reg16, __m256i, __m512i};
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+type Reg16 = [u64; 2];
+
+level!(scalar, "scalar", 16, Reg16, f16: Words<F16, 4>, bf16: Words<Bf16, 4>);
 #[cfg(target_arch = "x86_64")]
-level!(avx512, "avx512", 64, std::arch::x86_64::__m512i, f16: Words<F16, 16>, bf16: Words<Bf16, 16>, "avx512f,avx512bw,avx512vl,avx512dq");
+level!(avx2, "avx2", 32, __m256i, f16: x86::F16c, bf16: x86::Bf16Avx2, "avx2,f16c");
+#[cfg(target_arch = "x86_64")]
+level!(
+    avx512, "avx512", 64, __m512i, f16: x86::F16c, bf16: Words<Bf16, 16>,
+    "avx512f,avx512bw,avx512vl,avx512dq"
+);
+#[cfg(target_arch = "x86_64")]
+level!(
+    avx512bf16, "avx512", 64, __m512i, f16: x86::F16c, bf16: x86::Bf16Avx512,
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
+);
 
 /// The levels that this CPU has, best first.
 fn levels() -> Vec<&'static Level> {
@@ -122,6 +139,9 @@ fn levels() -> Vec<&'static Level> {
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
+            if has!("avx512bf16") {
+                v.push(&avx512bf16::LEVEL);
+            }
             v.push(&avx512::LEVEL);
         }
         if has!("avx2") && has!("f16c") {
