@@ -166,8 +166,8 @@ pub(super) unsafe fn drive<L: Lanes, const OP: u8, const NS: usize, const ND: us
         let reg = size_of::<L::Raw>();
         let mut lp = Loop::<L, OP, NS, ND> {
             // Local copies: the compiler cannot know that no destination holds the pointers.
-            src: std::array::from_fn(|i| *a.srcs.add(i)),
-            dst: std::array::from_fn(|i| *a.dsts.add(i)),
+            src: *a.srcs.cast(),
+            dst: *a.dsts.cast(),
             a,
             nt: false,
             lanes: PhantomData,
@@ -213,19 +213,35 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
         // SAFETY: callers stay below the number of destinations.
         if ND > 0 { self.dst[i] } else { unsafe { *self.a.dsts.add(i) } }
     }
+    #[inline(always)]
+    unsafe fn load(&self, p: *const u8, at: usize) -> L::Acc {
+        // SAFETY: callers stay within the buffer.
+        unsafe { L::widen(p.add(at).cast::<L::Raw>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(&self, i: usize, at: usize, bytes: usize) -> L::Acc {
+        // SAFETY: callers stay within the buffer; all bits zero is a valid element.
+        unsafe {
+            let mut raw = MaybeUninit::<L::Raw>::zeroed();
+            copy_part::<L::Raw>(raw.as_mut_ptr().cast(), self.src(i).add(at), bytes);
+            L::widen(raw.assume_init())
+        }
+    }
 
     /// `U` registers at byte `at`.
     #[inline(always)]
     unsafe fn step<const U: usize>(&self, at: usize) {
         // SAFETY: `drive`'s promises, and `at + U` registers are within the buffers.
         unsafe {
-            let load = |p: *const u8, u: usize| L::widen(p.add(at).cast::<L::Raw>().add(u).read_unaligned());
             let p = self.src(0);
-            let mut acc: [L::Acc; U] = std::array::from_fn(|u| load(p, u));
+            let mut acc = [self.load(p, at); U];
+            for u in 1..U {
+                acc[u] = self.load(p, at + u * size_of::<L::Raw>());
+            }
             for i in 1..if NS > 0 { NS } else { self.a.nsrc } {
                 let p = self.src(i);
-                for (u, acc) in acc.iter_mut().enumerate() {
-                    *acc = L::fold::<OP>(*acc, load(p, u));
+                for u in 0..U {
+                    acc[u] = L::fold::<OP>(acc[u], self.load(p, at + u * size_of::<L::Raw>()));
                 }
             }
             let raw = self.finish(acc);
@@ -236,12 +252,12 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
                 }
                 let d = d.add(at).cast::<L::Raw>();
                 if i == 0 && self.nt {
-                    for (u, raw) in raw.iter().enumerate() {
-                        stream(d.add(u), *raw);
+                    for u in 0..U {
+                        stream(d.add(u), raw[u]);
                     }
                 } else {
-                    for (u, raw) in raw.iter().enumerate() {
-                        d.add(u).write_unaligned(*raw);
+                    for u in 0..U {
+                        d.add(u).write_unaligned(raw[u]);
                     }
                 }
             }
@@ -254,16 +270,11 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
         if bytes == 0 {
             return;
         }
-        // SAFETY: as `step`; all bits zero is a valid element.
+        // SAFETY: as `step`.
         unsafe {
-            let load = |i: usize| {
-                let mut raw = MaybeUninit::<L::Raw>::zeroed();
-                copy_part::<L::Raw>(raw.as_mut_ptr().cast(), self.src(i).add(at), bytes);
-                L::widen(raw.assume_init())
-            };
-            let mut acc = load(0);
+            let mut acc = self.load_part(0, at, bytes);
             for i in 1..if NS > 0 { NS } else { self.a.nsrc } {
-                acc = L::fold::<OP>(acc, load(i));
+                acc = L::fold::<OP>(acc, self.load_part(i, at, bytes));
             }
             let raw = self.finish([acc]);
             for i in 0..if ND > 0 { ND } else { self.a.ndst } {
@@ -281,11 +292,15 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
         // SAFETY: `drive`'s promise about instructions.
         unsafe {
             if NS != 1 && self.a.ranks > 1 {
-                for acc in &mut acc {
-                    *acc = L::div(*acc, self.a.ranks);
+                for u in 0..U {
+                    acc[u] = L::div(acc[u], self.a.ranks);
                 }
             }
-            std::array::from_fn(|u| L::narrow(acc[u]))
+            let mut raw = [L::narrow(acc[0]); U];
+            for u in 1..U {
+                raw[u] = L::narrow(acc[u]);
+            }
+            raw
         }
     }
 }

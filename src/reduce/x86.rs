@@ -20,8 +20,9 @@ impl Convert<__m256i> for F16c {
     unsafe fn narrow(acc: [__m256i; 2]) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe {
-            let half = |r| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_castsi256_ps(r));
-            _mm256_set_m128i(half(acc[1]), half(acc[0]))
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_castsi256_ps(acc[0]));
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_castsi256_ps(acc[1]));
+            _mm256_set_m128i(high, low)
         }
     }
 }
@@ -39,8 +40,9 @@ impl Convert<__m512i> for F16c {
     unsafe fn narrow(acc: [__m512i; 2]) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let half = |r| _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_castsi512_ps(r));
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(acc[0])), half(acc[1]))
+            let low = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_castsi512_ps(acc[0]));
+            let high = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_castsi512_ps(acc[1]));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
         }
     }
 }
@@ -59,17 +61,20 @@ impl Convert<__m256i> for Bf16Avx2 {
     #[inline(always)]
     unsafe fn narrow(acc: [__m256i; 2]) -> __m256i {
         // SAFETY: the caller's promise.
-        unsafe {
-            // The rounded value in the high 16 bits, rubbish below.
-            let round = |b: __m256i| {
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(b), _mm256_set1_epi32(1));
-                let r = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-                let v = _mm256_castsi256_ps(b);
-                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-                _mm256_blendv_epi8(r, _mm256_or_si256(b, _mm256_set1_epi32(0x40_0000)), nan)
-            };
-            _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(round(acc[0])), round(acc[1]))
-        }
+        unsafe { _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(round(acc[0])), round(acc[1])) }
+    }
+}
+
+/// The rounded value in the high 16 bits, rubbish below.
+#[inline(always)]
+unsafe fn round(b: __m256i) -> __m256i {
+    // SAFETY: the caller's promise: AVX2.
+    unsafe {
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(b), _mm256_set1_epi32(1));
+        let r = _mm256_add_epi32(b, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let v = _mm256_castsi256_ps(b);
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        _mm256_blendv_epi8(r, _mm256_or_si256(b, _mm256_set1_epi32(0x40_0000)), nan)
     }
 }
 
