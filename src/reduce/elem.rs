@@ -76,6 +76,13 @@ pub(super) trait Half {
     fn round(v: f32) -> u32;
 }
 
+/// A choice without a branch, which would keep the compiler from making vectors.
+#[inline(always)]
+fn select(c: bool, yes: u32, no: u32) -> u32 {
+    let mask = (c as u32).wrapping_neg();
+    yes & mask | no & !mask
+}
+
 pub(super) struct Bf16;
 
 impl Half for Bf16 {
@@ -90,7 +97,7 @@ impl Half for Bf16 {
     #[inline(always)]
     fn round(v: f32) -> u32 {
         let b = v.to_bits();
-        if v.is_nan() { (b >> 16) | 0x40 } else { b.wrapping_add(0x7fff + ((b >> 16) & 1)) >> 16 }
+        select(v.is_nan(), (b >> 16) | 0x40, b.wrapping_add(0x7fff + ((b >> 16) & 1)) >> 16)
     }
 }
 
@@ -102,7 +109,7 @@ impl Half for F16 {
         // The exponent's bias differs by 112; a product also turns subnormals into normal numbers.
         let abs = (w & 0x7fff) << 13;
         let v = (f32::from_bits(abs) * f32::from_bits((127 + 112) << 23)).to_bits();
-        let v = if abs >= 0x7c00 << 13 { abs | 0x7f80_0000 } else { v };
+        let v = select(abs >= 0x7c00 << 13, abs | 0x7f80_0000, v);
         f32::from_bits(v | (w & 0x8000) << 16)
     }
     #[inline(always)]
@@ -116,9 +123,9 @@ impl Half for F16 {
         let normal = abs.wrapping_sub(112 << 23).wrapping_add(0xfff + ((abs >> 13) & 1)) >> 13;
         // Subnormal: adding 0.5 makes the f32 adder round at 2^-24.
         let sub = (f32::from_bits(abs) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
-        let huge = if abs > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
-        let r = if abs < 0x3880_0000 { sub } else { normal };
-        let r = if abs >= 0x4780_0000 { huge } else { r };
+        let huge = select(abs > 0x7f80_0000, 0x7e00, 0x7c00);
+        let r = select(abs < 0x3880_0000, sub, normal);
+        let r = select(abs >= 0x4780_0000, huge, r);
         r | (v.to_bits() >> 16 & 0x8000)
     }
 }

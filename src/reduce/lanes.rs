@@ -2,7 +2,7 @@
 
 use super::elem::{Elem, Half};
 use std::marker::PhantomData;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::{MaybeUninit, size_of, transmute_copy};
 
 /// A register of elements as it lies in memory (`Raw`) and as it is folded (`Acc`).
 ///
@@ -27,77 +27,112 @@ pub(super) trait Lanes {
     unsafe fn div(a: Self::Acc, ranks: u32) -> Self::Acc;
 }
 
-/// `N` elements of type `E`; the compiler makes vectors of them.
-pub(super) struct Arr<E, const N: usize>(PhantomData<E>);
+/// `N` elements of type `E`, held in the register type `R`: written element by element, of which the
+/// compiler makes the register's instructions.
+pub(super) struct Arr<E, R, const N: usize>(PhantomData<(E, R)>);
 
-impl<E: Elem, const N: usize> Lanes for Arr<E, N> {
-    type Raw = [E; N];
-    type Acc = [E; N];
+impl<E: Elem, R: Copy, const N: usize> Lanes for Arr<E, R, N> {
+    type Raw = R;
+    type Acc = R;
     const SIZE: usize = size_of::<E>();
     #[inline(always)]
-    unsafe fn widen(raw: [E; N]) -> [E; N] {
+    unsafe fn widen(raw: R) -> R {
         raw
     }
     #[inline(always)]
-    unsafe fn narrow(acc: [E; N]) -> [E; N] {
+    unsafe fn narrow(acc: R) -> R {
         acc
     }
     #[inline(always)]
-    unsafe fn fold<const OP: u8>(mut a: [E; N], b: [E; N]) -> [E; N] {
-        for i in 0..N {
-            a[i] = a[i].fold::<OP>(b[i]);
+    unsafe fn fold<const OP: u8>(a: R, b: R) -> R {
+        const { assert!(size_of::<R>() == size_of::<[E; N]>()) };
+        // SAFETY: as large, and any bits are a number.
+        unsafe {
+            let (mut a, b) = (transmute_copy::<R, [E; N]>(&a), transmute_copy::<R, [E; N]>(&b));
+            for i in 0..N {
+                a[i] = a[i].fold::<OP>(b[i]);
+            }
+            transmute_copy(&a)
         }
-        a
     }
     #[inline(always)]
-    unsafe fn div(mut a: [E; N], ranks: u32) -> [E; N] {
-        for x in &mut a {
-            *x = x.div(ranks);
-        }
-        a
+    unsafe fn div(a: R, ranks: u32) -> R {
+        // SAFETY: as `fold`.
+        unsafe { transmute_copy(&transmute_copy::<R, [E; N]>(&a).map(|x| x.div(ranks))) }
     }
 }
 
-/// `N` pairs of 16-bit floats: the low halves of the words fold in one register, the high halves
-/// in another, so that nothing has to be shuffled.
-pub(super) struct Halves<H, const N: usize>(PhantomData<H>);
+/// How a register of 16-bit floats becomes two of f32 and back, rounded once to nearest even.
+pub(super) trait Convert<R> {
+    /// # Safety
+    /// See [`Lanes::widen`].
+    unsafe fn widen(raw: R) -> [R; 2];
+    /// # Safety
+    /// See [`Lanes::widen`].
+    unsafe fn narrow(acc: [R; 2]) -> R;
+}
 
-impl<H: Half, const N: usize> Lanes for Halves<H, N> {
-    type Raw = [u32; N];
-    type Acc = [[f32; N]; 2];
+/// 16-bit floats, converted by `C`, that fold in two registers of `N` f32.
+pub(super) struct Halves<C, R, const N: usize>(PhantomData<(C, R)>);
+
+impl<C: Convert<R>, R: Copy, const N: usize> Lanes for Halves<C, R, N> {
+    type Raw = R;
+    type Acc = [R; 2];
     const SIZE: usize = 2;
     #[inline(always)]
-    unsafe fn widen(raw: [u32; N]) -> [[f32; N]; 2] {
-        let mut acc = [[0.0; N]; 2];
-        for i in 0..N {
-            acc[0][i] = H::low(raw[i]);
-            acc[1][i] = H::high(raw[i]);
-        }
-        acc
+    unsafe fn widen(raw: R) -> [R; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { C::widen(raw) }
     }
     #[inline(always)]
-    unsafe fn narrow(acc: [[f32; N]; 2]) -> [u32; N] {
-        let mut raw = [0; N];
-        for i in 0..N {
-            raw[i] = H::round(acc[0][i]) | H::round(acc[1][i]) << 16;
-        }
-        raw
+    unsafe fn narrow(acc: [R; 2]) -> R {
+        // SAFETY: the caller's promise.
+        unsafe { C::narrow(acc) }
     }
     #[inline(always)]
-    unsafe fn fold<const OP: u8>(mut a: [[f32; N]; 2], b: [[f32; N]; 2]) -> [[f32; N]; 2] {
-        for h in 0..2 {
+    unsafe fn fold<const OP: u8>(a: [R; 2], b: [R; 2]) -> [R; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Arr::<f32, R, N>::fold::<OP>(a[0], b[0]), Arr::<f32, R, N>::fold::<OP>(a[1], b[1])] }
+    }
+    #[inline(always)]
+    unsafe fn div(a: [R; 2], ranks: u32) -> [R; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Arr::<f32, R, N>::div(a[0], ranks), Arr::<f32, R, N>::div(a[1], ranks)] }
+    }
+}
+
+/// Conversion without special instructions. The low halves of the `N` words go to one register, the
+/// high halves to the other, so that nothing has to be shuffled.
+pub(super) struct Words<H, const N: usize>(PhantomData<H>);
+
+impl<H: Half, R: Copy, const N: usize> Convert<R> for Words<H, N> {
+    #[inline(always)]
+    unsafe fn widen(raw: R) -> [R; 2] {
+        const { assert!(size_of::<R>() == size_of::<[u32; N]>()) };
+        // SAFETY: as large, and any bits are a number.
+        unsafe {
+            let w: [u32; N] = transmute_copy(&raw);
+            let (mut low, mut high) = ([0.0; N], [0.0; N]);
             for i in 0..N {
-                a[h][i] = a[h][i].fold::<OP>(b[h][i]);
+                low[i] = H::low(w[i]);
             }
+            for i in 0..N {
+                high[i] = H::high(w[i]);
+            }
+            [transmute_copy(&low), transmute_copy(&high)]
         }
-        a
     }
     #[inline(always)]
-    unsafe fn div(mut a: [[f32; N]; 2], ranks: u32) -> [[f32; N]; 2] {
-        for x in a.as_flattened_mut() {
-            *x = x.div(ranks);
+    unsafe fn narrow(acc: [R; 2]) -> R {
+        // SAFETY: as `widen`.
+        unsafe {
+            let (low, high): ([f32; N], [f32; N]) = (transmute_copy(&acc[0]), transmute_copy(&acc[1]));
+            let mut w = [0; N];
+            for i in 0..N {
+                w[i] = H::round(low[i]) | H::round(high[i]) << 16;
+            }
+            transmute_copy(&w)
         }
-        a
     }
 }
 
@@ -131,8 +166,8 @@ pub(super) unsafe fn drive<L: Lanes, const OP: u8, const NS: usize, const ND: us
         let reg = size_of::<L::Raw>();
         let mut lp = Loop::<L, OP, NS, ND> {
             // Local copies: the compiler cannot know that no destination holds the pointers.
-            src: std::array::from_fn(|i| *a.srcs.add(i)),
-            dst: std::array::from_fn(|i| *a.dsts.add(i)),
+            src: *a.srcs.cast(),
+            dst: *a.dsts.cast(),
             a,
             nt: false,
             lanes: PhantomData,
@@ -178,19 +213,35 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
         // SAFETY: callers stay below the number of destinations.
         if ND > 0 { self.dst[i] } else { unsafe { *self.a.dsts.add(i) } }
     }
+    #[inline(always)]
+    unsafe fn load(&self, p: *const u8, at: usize) -> L::Acc {
+        // SAFETY: callers stay within the buffer.
+        unsafe { L::widen(p.add(at).cast::<L::Raw>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(&self, i: usize, at: usize, bytes: usize) -> L::Acc {
+        // SAFETY: callers stay within the buffer; all bits zero is a valid element.
+        unsafe {
+            let mut raw = MaybeUninit::<L::Raw>::zeroed();
+            copy_part::<L::Raw>(raw.as_mut_ptr().cast(), self.src(i).add(at), bytes);
+            L::widen(raw.assume_init())
+        }
+    }
 
     /// `U` registers at byte `at`.
     #[inline(always)]
     unsafe fn step<const U: usize>(&self, at: usize) {
         // SAFETY: `drive`'s promises, and `at + U` registers are within the buffers.
         unsafe {
-            let load = |p: *const u8, u: usize| L::widen(p.add(at).cast::<L::Raw>().add(u).read_unaligned());
             let p = self.src(0);
-            let mut acc: [L::Acc; U] = std::array::from_fn(|u| load(p, u));
+            let mut acc = [self.load(p, at); U];
+            for u in 1..U {
+                acc[u] = self.load(p, at + u * size_of::<L::Raw>());
+            }
             for i in 1..if NS > 0 { NS } else { self.a.nsrc } {
                 let p = self.src(i);
-                for (u, acc) in acc.iter_mut().enumerate() {
-                    *acc = L::fold::<OP>(*acc, load(p, u));
+                for u in 0..U {
+                    acc[u] = L::fold::<OP>(acc[u], self.load(p, at + u * size_of::<L::Raw>()));
                 }
             }
             let raw = self.finish(acc);
@@ -201,12 +252,12 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
                 }
                 let d = d.add(at).cast::<L::Raw>();
                 if i == 0 && self.nt {
-                    for (u, raw) in raw.iter().enumerate() {
-                        stream(d.add(u), *raw);
+                    for u in 0..U {
+                        stream(d.add(u), raw[u]);
                     }
                 } else {
-                    for (u, raw) in raw.iter().enumerate() {
-                        d.add(u).write_unaligned(*raw);
+                    for u in 0..U {
+                        d.add(u).write_unaligned(raw[u]);
                     }
                 }
             }
@@ -219,16 +270,11 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
         if bytes == 0 {
             return;
         }
-        // SAFETY: as `step`; all bits zero is a valid element.
+        // SAFETY: as `step`.
         unsafe {
-            let load = |i: usize| {
-                let mut raw = MaybeUninit::<L::Raw>::zeroed();
-                copy_part::<L::Raw>(raw.as_mut_ptr().cast(), self.src(i).add(at), bytes);
-                L::widen(raw.assume_init())
-            };
-            let mut acc = load(0);
+            let mut acc = self.load_part(0, at, bytes);
             for i in 1..if NS > 0 { NS } else { self.a.nsrc } {
-                acc = L::fold::<OP>(acc, load(i));
+                acc = L::fold::<OP>(acc, self.load_part(i, at, bytes));
             }
             let raw = self.finish([acc]);
             for i in 0..if ND > 0 { ND } else { self.a.ndst } {
@@ -246,11 +292,15 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
         // SAFETY: `drive`'s promise about instructions.
         unsafe {
             if NS != 1 && self.a.ranks > 1 {
-                for acc in &mut acc {
-                    *acc = L::div(*acc, self.a.ranks);
+                for u in 0..U {
+                    acc[u] = L::div(acc[u], self.a.ranks);
                 }
             }
-            std::array::from_fn(|u| L::narrow(acc[u]))
+            let mut raw = [L::narrow(acc[0]); U];
+            for u in 1..U {
+                raw[u] = L::narrow(acc[u]);
+            }
+            raw
         }
     }
 }

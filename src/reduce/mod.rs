@@ -8,10 +8,12 @@ mod elem;
 mod lanes;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::types::{DataType, RedOp};
 use elem::{Bf16, F16, MAX, MIN, PROD, SUM};
-use lanes::{Args, Arr, Halves, Lanes, drive};
+use lanes::{Args, Arr, Halves, Lanes, Words, drive};
 use std::sync::OnceLock;
 
 /// Folds `srcs[0..nsrc]` from left to right and writes the result to all of `dsts[0..ndst]`.
@@ -69,7 +71,7 @@ unsafe fn run<L: Lanes, C: Lanes, const OP: u8>(a: &Args) {
 
 /// A module with the kernels of one instruction set: `$bytes` to a register.
 macro_rules! level {
-    ($name:ident, $label:literal, $bytes:literal, f16: $f16:ty, bf16: $bf16:ty $(, $feature:literal)?) => {
+    ($name:ident, $label:literal, $bytes:literal, $reg:ty, f16: $f16:ty, bf16: $bf16:ty $(, $feature:literal)?) => {
         mod $name {
             use super::*;
 
@@ -85,7 +87,7 @@ macro_rules! level {
             ) {
                 let a = Args { dsts, ndst, srcs, nsrc, bytes: len * L::SIZE, ranks, nt };
                 // SAFETY: the kernel's contract; the table is chosen only where the CPU has the features.
-                unsafe { run::<L, Arr<u8, $bytes>, OP>(&a) }
+                unsafe { run::<L, Arr<u8, $reg, $bytes>, OP>(&a) }
             }
             const fn row<L: Lanes>() -> Row {
                 [kernel::<L, SUM>, kernel::<L, PROD>, kernel::<L, MAX>, kernel::<L, MIN>]
@@ -93,27 +95,42 @@ macro_rules! level {
             pub static LEVEL: Level = Level {
                 name: $label,
                 rows: [
-                    row::<Arr<i8, $bytes>>(),
-                    row::<Arr<u8, $bytes>>(),
-                    row::<Arr<i32, { $bytes / 4 }>>(),
-                    row::<Arr<u32, { $bytes / 4 }>>(),
-                    row::<Arr<i64, { $bytes / 8 }>>(),
-                    row::<Arr<u64, { $bytes / 8 }>>(),
-                    row::<$f16>(),
-                    row::<Arr<f32, { $bytes / 4 }>>(),
-                    row::<Arr<f64, { $bytes / 8 }>>(),
-                    row::<$bf16>(),
+                    row::<Arr<i8, $reg, $bytes>>(),
+                    row::<Arr<u8, $reg, $bytes>>(),
+                    row::<Arr<i32, $reg, { $bytes / 4 }>>(),
+                    row::<Arr<u32, $reg, { $bytes / 4 }>>(),
+                    row::<Arr<i64, $reg, { $bytes / 8 }>>(),
+                    row::<Arr<u64, $reg, { $bytes / 8 }>>(),
+                    row::<Halves<$f16, $reg, { $bytes / 4 }>>(),
+                    row::<Arr<f32, $reg, { $bytes / 4 }>>(),
+                    row::<Arr<f64, $reg, { $bytes / 8 }>>(),
+                    row::<Halves<$bf16, $reg, { $bytes / 4 }>>(),
                 ],
             };
         }
     };
 }
 
-level!(scalar, "scalar", 16, f16: Halves<F16, 4>, bf16: Halves<Bf16, 4>);
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::uint8x16_t as Reg16;
 #[cfg(target_arch = "x86_64")]
-level!(avx2, "avx2", 32, f16: Halves<F16, 8>, bf16: Halves<Bf16, 8>, "avx2,f16c");
+use std::arch::x86_64::{__m128i as Reg16, __m256i, __m512i};
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+type Reg16 = [u64; 2];
+
+level!(scalar, "scalar", 16, Reg16, f16: Words<F16, 4>, bf16: Words<Bf16, 4>);
 #[cfg(target_arch = "x86_64")]
-level!(avx512, "avx512", 64, f16: Halves<F16, 16>, bf16: Halves<Bf16, 16>, "avx512f,avx512bw,avx512vl,avx512dq");
+level!(avx2, "avx2", 32, __m256i, f16: x86::F16c, bf16: x86::Bf16Avx2, "avx2,f16c");
+#[cfg(target_arch = "x86_64")]
+level!(
+    avx512, "avx512", 64, __m512i, f16: x86::F16c, bf16: Words<Bf16, 16>,
+    "avx512f,avx512bw,avx512vl,avx512dq"
+);
+#[cfg(target_arch = "x86_64")]
+level!(
+    avx512bf16, "avx512", 64, __m512i, f16: x86::F16c, bf16: x86::Bf16Avx512,
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
+);
 
 /// The levels that this CPU has, best first.
 fn levels() -> Vec<&'static Level> {
@@ -122,6 +139,9 @@ fn levels() -> Vec<&'static Level> {
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
+            if has!("avx512bf16") {
+                v.push(&avx512bf16::LEVEL);
+            }
             v.push(&avx512::LEVEL);
         }
         if has!("avx2") && has!("f16c") {
