@@ -478,7 +478,7 @@ fn position(
         .get(&(p.algorithm.name, p.bound.ways()))
         .and_then(|(_, program, _)| {
             let lane = program.lanes.get(b.lane)?;
-            Some(schedule::describe(lane, lane.ops.get(b.op as usize)?))
+            Some(schedule::describe(lane, b.op as usize))
         })
         .unwrap_or_default();
     format!("{}, tile {} of {}, step {}: {step}", p.algorithm.name, b.tile, p.tiling.tiles(), b.op)
