@@ -24,6 +24,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** Value of a number in graccl_config_t that is not set. */
+#define GRACCL_UNSET INT_MIN
+
+/** Start of every graccl_config_t: graccl_config_t config = GRACCL_CONFIG_INITIALIZER; */
+#define GRACCL_CONFIG_INITIALIZER                                                     \
+    {                                                                                 \
+        sizeof(graccl_config_t), GRACCL_CONFIG_MAGIC, GRACCL_VERSION, GRACCL_UNSET,   \
+            GRACCL_UNSET, NULL, NULL, GRACCL_UNSET                                    \
+    }
+
 /** Version of this header: 10000 * major + 100 * minor + patch. */
 #define GRACCL_VERSION (10000 * 0 + 100 * 1 + 0)
 
