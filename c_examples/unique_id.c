@@ -4,9 +4,9 @@
  *   cc unique_id.c $(pkg-config --cflags --libs graccl) -o unique_id
  *   ./unique_id 4
  *
- * Rank 0 makes a unique id, 128 bytes, and brings it to the other ranks by any means: here through
- * pipes to the processes that it forked; an existing connection, a file or a message broker do as well.
- * The id holds a secret key, so send it only where you would send a password.
+ * One process makes a unique id, 128 bytes, and brings it to all ranks by any means: here rank 0 does,
+ * through pipes to the processes that it forked; an existing connection or a file would do as well. The
+ * id holds a secret key, so send it only where you would send a password.
  */
 #include <stdio.h>
 #include <stdlib.h>

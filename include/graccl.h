@@ -175,7 +175,7 @@ typedef struct graccl_comm_t graccl_comm_t;
 
 /**
  * Names a communicator to be. One process makes it with graccl_get_unique_id and gives the bytes to
- * all ranks by any means. It holds a secret key: whoever has it can join.
+ * all ranks by any means. It serves once. It holds a secret key: whoever has it can join.
  */
 typedef struct {
     /**
@@ -243,8 +243,9 @@ extern "C" {
 graccl_result_t graccl_get_version(int *version);
 
 /**
- * Makes the name of a new communicator. Call it in the process that will be rank 0, which listens for
- * the others from now on, and give the bytes to every rank.
+ * Makes the name of one new communicator, to be given to every rank. This process listens for the
+ * ranks from now on and must live until all have joined; it may be a rank itself or not. Processes
+ * that it forks afterwards cannot use graccl: fork first.
  *
  * @param id Where to put it.
  * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT; GRACCL_SYSTEM_ERROR (no port, no file descriptor).
@@ -332,8 +333,9 @@ graccl_result_t graccl_comm_rank(const graccl_comm_t *comm, int *rank);
 graccl_result_t graccl_comm_size(const graccl_comm_t *comm, int *size);
 
 /**
- * Leaves the communicator and frees what belongs to it. Not collective. Ranks that still wait for
- * this one get GRACCL_REMOTE_ERROR, so let all finish first.
+ * Leaves the communicator and frees what belongs to it. Waits a short while for the other ranks to
+ * leave too. Ranks that still need this one for a call get GRACCL_REMOTE_ERROR, so let all finish
+ * first.
  *
  * @param comm The communicator, invalid from now on; using it again is GRACCL_INVALID_USAGE. NULL
  *        does nothing.
@@ -402,9 +404,11 @@ graccl_result_t graccl_barrier(graccl_comm_t *comm);
  * Allocates memory that the other ranks of this host can reach directly, so that collectives on it
  * need no staging copy. Any graccl call takes it, and so does everything else that takes memory.
  *
- * @param ptr Where to put the address: zeroed memory, aligned to 4096 bytes. NULL after an error.
+ * @param ptr Where to put the address: zeroed memory, aligned to 4096 bytes or more. NULL after an
+ *        error.
  * @param bytes Size in bytes; 0 gives an address that may only be freed.
- * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT; GRACCL_SYSTEM_ERROR (no memory left).
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, or more bytes than there can be);
+ *         GRACCL_SYSTEM_ERROR.
  *
  * The caller owns it until graccl_mem_free. It is not bound to a communicator.
  *
@@ -433,7 +437,7 @@ graccl_result_t graccl_mem_free(void *ptr);
 const char *graccl_get_error_string(graccl_result_t result);
 
 /**
- * What went wrong, who it concerns, and what to do: "what [who] -> what to do".
+ * What went wrong, who it concerns, and what to do about it, in one line.
  *
  * @param comm NULL, or a communicator.
  * @return The text of the calling thread's last graccl call that failed. If none of its calls

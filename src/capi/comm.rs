@@ -10,7 +10,7 @@ use crate::{Communicator, Error, Result, UniqueId};
 pub const GRACCL_UNIQUE_ID_BYTES: usize = 128;
 
 /// Names a communicator to be. One process makes it with graccl_get_unique_id and gives the bytes to
-/// all ranks by any means. It holds a secret key: whoever has it can join.
+/// all ranks by any means. It serves once. It holds a secret key: whoever has it can join.
 #[repr(C)]
 pub struct graccl_unique_id_t {
     /// To be copied, not to be read.
@@ -50,8 +50,9 @@ pub unsafe extern "C" fn graccl_get_version(version: *mut c_int) -> ResultInt {
     })
 }
 
-/// Makes the name of a new communicator. Call it in the process that will be rank 0, which listens for
-/// the others from now on, and give the bytes to every rank.
+/// Makes the name of one new communicator, to be given to every rank. This process listens for the
+/// ranks from now on and must live until all have joined; it may be a rank itself or not. Processes
+/// that it forks afterwards cannot use graccl: fork first.
 ///
 /// @param id Where to put it.
 /// @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT; GRACCL_SYSTEM_ERROR (no port, no file descriptor).
@@ -207,8 +208,9 @@ pub unsafe extern "C" fn graccl_comm_size(comm: *const graccl_comm_t, size: *mut
     })
 }
 
-/// Leaves the communicator and frees what belongs to it. Not collective. Ranks that still wait for
-/// this one get GRACCL_REMOTE_ERROR, so let all finish first.
+/// Leaves the communicator and frees what belongs to it. Waits a short while for the other ranks to
+/// leave too. Ranks that still need this one for a call get GRACCL_REMOTE_ERROR, so let all finish
+/// first.
 ///
 /// @param comm The communicator, invalid from now on; using it again is GRACCL_INVALID_USAGE. NULL
 ///        does nothing.

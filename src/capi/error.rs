@@ -101,7 +101,7 @@ pub extern "C" fn graccl_get_error_string(result: ResultInt) -> *const c_char {
     text.ok().flatten().unwrap_or(c"unknown result code".as_ptr())
 }
 
-/// What went wrong, who it concerns, and what to do: "what [who] -> what to do".
+/// What went wrong, who it concerns, and what to do about it, in one line.
 ///
 /// @param comm NULL, or a communicator.
 /// @return The text of the calling thread's last graccl call that failed. If none of its calls

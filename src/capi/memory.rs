@@ -8,9 +8,11 @@ use crate::memory;
 /// Allocates memory that the other ranks of this host can reach directly, so that collectives on it
 /// need no staging copy. Any graccl call takes it, and so does everything else that takes memory.
 ///
-/// @param ptr Where to put the address: zeroed memory, aligned to 4096 bytes. NULL after an error.
+/// @param ptr Where to put the address: zeroed memory, aligned to 4096 bytes or more. NULL after an
+///        error.
 /// @param bytes Size in bytes; 0 gives an address that may only be freed.
-/// @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT; GRACCL_SYSTEM_ERROR (no memory left).
+/// @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, or more bytes than there can be);
+///         GRACCL_SYSTEM_ERROR.
 ///
 /// The caller owns it until graccl_mem_free. It is not bound to a communicator.
 ///

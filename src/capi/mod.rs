@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Three rules hold everywhere here:
-//! - every function's body stands in [`entry!`], so that no panic reaches C;
-//! - where the header says `enum`, Rust says [`c_int`]: C may pass any number, and a Rust enum with
+//! - every function's body stands in `entry!`, so that no panic reaches C;
+//! - where the header says `enum`, Rust says `c_int`: C may pass any number, and a Rust enum with
 //!   an unknown value is undefined behaviour;
-//! - a `graccl_comm_t *` is never followed: it is a ticket that [`handle`] looks up, so a
+//! - a `graccl_comm_t *` is never followed: it is a ticket that `handle` looks up, so a
 //!   communicator that was destroyed, or a wild pointer, is an error and not a crash.
 //!
 //! The functions are `unsafe` because C's pointers are trusted to be what each function's text asks
@@ -43,7 +43,7 @@ pub type ResultInt = c_int;
 const NO_COMM: *mut graccl_comm_t = std::ptr::null_mut();
 
 /// The body of an exported function: names the function, the communicator that it works on
-/// ([`NO_COMM`] if none), and the pointers that must not be null; then the work, a block that gives a
+/// (`NO_COMM` if none), and the pointers that must not be null; then the work, a block that gives a
 /// [`Result`].
 macro_rules! entry {
     ($function:ident on $comm:expr, not_null [$($pointer:ident),*], $body:block) => {
