@@ -322,7 +322,7 @@ impl Inner {
     /// Tiles of a call, and the program.
     fn shape(&mut self, c: &Choice, bytes: usize) -> Result<(u32, Arc<Program>)> {
         let (program, longest) = self.program(c.algorithm)?;
-        let room = c.message.min(shm::CAPACITY) - 64;
+        let room = c.message.min(shm::MESSAGE);
         Ok((tune::tiles(bytes, program.chunks, longest, room), program))
     }
 

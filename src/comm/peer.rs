@@ -13,7 +13,7 @@ use crate::bootstrap::Bootstrap;
 use crate::memory::{Arena, Block, PeerArena};
 use crate::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use crate::transport::tcp::{TcpConn, TcpOptions};
-use crate::transport::{AnyLink, Link};
+use crate::transport::AnyLink;
 use crate::{Code, Error, Result};
 
 /// Links to one peer on one port: one for each tile that may be worked on at a time.
