@@ -103,8 +103,8 @@ impl<'a> Net<'a> {
         let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
         let mut net = Net { programs, chunks, scratch, lanes: Vec::new(), channels: Vec::new(), messages: 0 };
         for (rank, program) in programs.iter().enumerate() {
-            if (program.chunks, program.scratch) != (chunks, scratch) {
-                let what = "cuts the buffer differently from rank 0, or has other scratch".into();
+            if chunks == 0 || (program.chunks, program.scratch) != (chunks, scratch) {
+                let what = "cuts the buffer into no chunks, or differently from rank 0".into();
                 return Err(Fault::whole(FaultKind::Malformed, rank, what));
             }
             for index in 0..program.lanes.len() {
@@ -132,7 +132,7 @@ impl<'a> Net<'a> {
             }
             let at = first_chunk(lane, op).ok_or_else(|| bad("has no local operand".into()))?;
             if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
-                return Err(bad(format!("runs past the last chunk, {}", self.chunks - 1)));
+                return Err(bad(format!("runs past the end, {} chunks", self.chunks)));
             }
             let first = wired.operands.len() as u32;
             for src in lane.srcs(op) {
