@@ -19,7 +19,7 @@ use schedules::mutate::{Kind, Step, pack, unpack};
 pub struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,10 +27,10 @@ impl Rng {
         z ^ (z >> 31)
     }
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.word() % n.max(1) as u64) as usize
     }
     pub fn coin(&mut self) -> bool {
-        self.next() & 1 == 1
+        self.word() & 1 == 1
     }
 }
 
@@ -245,7 +245,7 @@ fn run_all_ways(programs: &[Program], claims: Claims, rounds: usize, rng: &mut R
                 depth: claims.depth as usize + rng.below(3),
                 count: rng.below(4 * programs[0].chunks as usize + 3),
             };
-            Run::new(programs, setting, rng.next()).check().map_err(|e| format!("{e} with {setting:?}"))?;
+            Run::new(programs, setting, rng.word()).check().map_err(|e| format!("{e} with {setting:?}"))?;
         }
     }
     Ok(())

@@ -60,7 +60,7 @@ fn post(sum: i64) -> i64 {
 impl<'a> Run<'a> {
     pub fn new(programs: &'a [Program], setting: Setting, seed: u64) -> Run<'a> {
         let mut rng = Rng(seed);
-        let inputs = (0..programs.len()).map(|_| (0..setting.count).map(|_| rng.next() as i64).collect());
+        let inputs = (0..programs.len()).map(|_| (0..setting.count).map(|_| rng.word() as i64).collect());
         let inputs = inputs.collect();
         Run { programs, setting, rng, inputs }
     }

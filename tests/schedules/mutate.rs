@@ -102,7 +102,7 @@ impl Kind {
         let rank = rng.below(programs.len());
         let lane = rng.below(programs[rank].lanes.len());
         let op = rng.below(programs[rank].lanes[lane].ops.len());
-        let seed = rng.next();
+        let seed = rng.word();
         for (r, program) in mutant.iter_mut().enumerate() {
             let there = program.lanes.get(lane).is_some_and(|l| op < l.ops.len());
             if there && (everywhere || r == rank) {
