@@ -274,6 +274,44 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_must_not_overwrite_what_others_still_read() {
+        let (input, out, image) =
+            (arg(ArgKind::In, 0, 0), arg(ArgKind::Out, 0, 0), arg(ArgKind::Scratch, 0, 0));
+        let other = arg(ArgKind::Scratch, 1, 0);
+        let recv = |peer| arg(ArgKind::Recv, peer, 0);
+        let send = |peer, count| arg(ArgKind::Send, peer, count);
+        // Rank 0 lends its input to 1 and 2, and stores 1's reply once it has heard from 2. Rank 2
+        // does not read before it sends to 1, so 1's reply may come while it reads.
+        let zero = lane(
+            &[1, 2],
+            &[
+                (&[input], &[send(0, 2)], false),
+                (&[recv(0)], &[image], false),
+                (&[recv(1)], &[other], false),
+                (&[image], &[out], false),
+            ],
+        );
+        let one = lane(&[0, 2], &[(&[recv(0), input, recv(1)], &[out, send(0, 2)], true)]);
+        let mut ops: [(&[Arg], &[Arg], bool); 3] = [
+            (&[input], &[send(1, 1)], false),
+            (&[recv(0)], &[image, send(0, 1)], false),
+            (&[recv(1)], &[out], false),
+        ];
+        let programs = |two: Lane| -> Vec<Program> {
+            let program = |lane: &Lane| Program { lanes: vec![lane.clone()], chunks: 1, scratch: 2 };
+            [&zero, &one, &two].map(program).to_vec()
+        };
+        let claims = Claims { ref_safe: true, ..CLAIMS };
+        let eager = programs(lane(&[0, 1], &ops));
+        check(&eager, claims).unwrap();
+        let fault = check(&eager, Claims { reply_safe: true, ..claims }).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+        // With the read first, all is well.
+        ops.swap(0, 1);
+        check(&programs(lane(&[0, 1], &ops)), Claims { reply_safe: true, ..claims }).unwrap();
+    }
+
+    #[test]
     fn what_makes_no_sense_is_malformed() {
         let mend = |change: &dyn Fn(&mut Program)| {
             let mut programs = ask(1, &[], &[]);
