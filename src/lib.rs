@@ -14,6 +14,7 @@
 pub mod bootstrap;
 pub mod comm;
 pub mod error;
+pub mod log;
 pub mod memory;
 pub mod schedule;
 pub mod transport;
