@@ -27,6 +27,8 @@ const KEEP: u8 = 2;
 /// The root's place is a host name, not addresses.
 const NAMED: u8 = 4;
 const REST: std::ops::Range<usize> = 56..124;
+/// Longest host name that fits into an id.
+pub(super) const MAX_NAME: usize = REST.end - REST.start;
 
 /// Names a communicator to be: 128 bytes that one process makes ([`UniqueId::create`]) and every
 /// rank must be given. It holds the secret key of the communicator: who knows it can join, so pass

@@ -8,7 +8,8 @@
 //!
 //! ```text
 //! mod        rendezvous, connect
-//! id         the unique id               host     host identity, interfaces and their choice
+//! id         the unique id               env      the job as its launcher describes it
+//! host     host identity, interfaces and their choice
 //! service    the thread that does it     conn     one non-blocking connection
 //! handshake  a connection's life         wire     its messages and their proofs
 //! dial, accept, root   the three things that connections are for
@@ -17,6 +18,7 @@
 mod accept;
 mod conn;
 mod dial;
+mod env;
 mod handshake;
 mod host;
 mod id;
@@ -29,6 +31,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+pub use env::{EnvJob, from_env};
 pub use id::UniqueId;
 
 use crate::log::{Level, log};
