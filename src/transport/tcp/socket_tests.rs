@@ -115,8 +115,8 @@ impl End {
         End { conn, links, side, rng: Rng::new(seed * 77 + side as u64), count }
     }
 
-    fn done(&self) -> bool {
-        self.links.iter_mut().all(|l| l.sent == self.count && l.got == self.count)
+    fn done(&mut self) -> bool {
+        self.links.iter().all(|l| l.sent == self.count && l.got == self.count)
             && !self.conn.wants_write()
             && self.links.iter_mut().all(|l| l.link.idle())
     }
