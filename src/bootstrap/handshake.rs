@@ -172,6 +172,7 @@ impl State {
         let losers = dial.win(token);
         c.send(&wire::seal(&secret, From::Connector, &dial.body), dial.fd.take().filter(|_| c.unix));
         c.expect(4);
+        c.deadline = None;
         log(Level::Info, dial.rank(), format_args!("{} over {}", dial.whom, c.with));
         losers.iter().for_each(|t| drop(self.conns.remove(t)));
         *step = Step::Reply { ticket, secret };
