@@ -394,7 +394,8 @@ pub(super) fn no_socket(what: &str, e: &io::Error) -> Error {
     if out_of_fds(e) { error.hint(fd_limit_hint()) } else { error }
 }
 
-fn current() -> Option<&'static Service> {
+/// This process's service, if it has one.
+pub(super) fn current() -> Option<&'static Service> {
     // SAFETY: null, or a published service, which is never freed.
     unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
 }
