@@ -133,6 +133,22 @@ fn a_signal_is_named_and_its_status_is_128_more() {
 }
 
 #[test]
+fn of_two_that_fail_together_the_one_ended_by_a_signal_is_the_cause() {
+    let flag = std::env::temp_dir().join(format!("graccl-run-{}", std::process::id()));
+    let flag = flag.to_str().unwrap();
+    let script = format!(
+        "if [ $RANK = 0 ]; then while ! [ -e {flag} ]; do sleep 0.001; done; exit 5; fi
+         if [ $RANK = 1 ]; then : >{flag}; kill -ABRT $$; fi
+         sleep 100; true"
+    );
+    let o = sh(3, &[], &script);
+    std::fs::remove_file(flag).unwrap();
+    assert_eq!(o.status.code(), Some(128 + libc::SIGABRT));
+    let said = "rank 1 was ended by signal 6 (SIGABRT: abort); then rank 0 (5); ending the other 1";
+    assert!(err(&o).contains(said), "{}", err(&o));
+}
+
+#[test]
 fn ranks_that_ignore_sigterm_are_killed() {
     let nap = unique_sleep(2);
     let start = Instant::now();
