@@ -172,7 +172,15 @@ impl Buf {
 }
 
 /// Calls a kernel with random data, addresses and aliases, and compares all memory afterwards.
-fn check(k: Kernel, t: DataType, op: RedOp, nsrc: usize, ndst: usize, len: usize, rng: &mut Rng, what: &str) {
+fn check(
+    k: Kernel,
+    t: DataType,
+    op: RedOp,
+    (nsrc, ndst): (usize, usize),
+    len: usize,
+    rng: &mut Rng,
+    what: &str,
+) {
     let (mut bufs, nt): (Vec<Buf>, _) =
         ((0..nsrc + ndst).map(|_| Buf::new(t, len, rng)).collect(), rng.below(2) == 0);
     // Destination j is its own buffer or, often, the source j + turn.
@@ -223,7 +231,7 @@ fn all_levels_match_the_reference() {
             for len in 0..=200 {
                 for _ in 0..3 {
                     let (nsrc, ndst) = (1 + rng.below(5), 1 + rng.below(3));
-                    check(k, t, op, nsrc, ndst, len, &mut rng, &format!("level {l} {}", level.name));
+                    check(k, t, op, (nsrc, ndst), len, &mut rng, &format!("level {l} {}", level.name));
                 }
             }
         }
@@ -235,9 +243,9 @@ fn many_sources_and_destinations() {
     let mut rng = Rng(2);
     for level in levels() {
         for (t, op, k) in kernels(level) {
-            check(k, t, op, 64, 1, 1000, &mut rng, level.name);
-            check(k, t, op, 9, 8, 1000, &mut rng, level.name);
-            check(k, t, op, 1, 7, 1000, &mut rng, level.name);
+            check(k, t, op, (64, 1), 1000, &mut rng, level.name);
+            check(k, t, op, (9, 8), 1000, &mut rng, level.name);
+            check(k, t, op, (1, 7), 1000, &mut rng, level.name);
         }
     }
 }
@@ -310,6 +318,6 @@ fn table_is_indexed_by_type_and_op() {
     assert!(levels().iter().any(|l| l.name == level()));
     for (t, op, k) in kernels(chosen()) {
         assert!(std::ptr::fn_addr_eq(kernel(t, op), k), "{t:?} {op:?}");
-        check(kernel(t, op), t, op, 3, 2, 50, &mut Rng(4), level());
+        check(kernel(t, op), t, op, (3, 2), 50, &mut Rng(4), level());
     }
 }
