@@ -49,24 +49,29 @@ struct Level {
     rows: [Row; 10],
 }
 
-/// `Kernel` for the lanes `L`, to be inlined where an instruction set is enabled.
+/// The fold of the lanes `L`, to be inlined where an instruction set is enabled.
 #[inline(always)]
-unsafe fn run<L: Lanes, C: Lanes, const OP: u8>(a: &Args) {
+unsafe fn fold<L: Lanes, const OP: u8>(a: &Args) {
     // SAFETY: the kernel's contract.
     unsafe {
-        match (a.nsrc, a.ndst, a.ranks > 1) {
-            (1, 1, false) if !a.nt => {
-                let (dst, src) = (*a.dsts, *a.srcs);
-                if dst.cast_const() != src {
-                    std::ptr::copy_nonoverlapping(src, dst, a.bytes);
-                }
-            }
-            (1, 1, false) => drive::<C, SUM, 1, 1>(a),
-            (1, 2, false) => drive::<C, SUM, 1, 2>(a),
-            (1, _, false) => drive::<C, SUM, 1, 0>(a),
-            (2, 1, _) => drive::<L, OP, 2, 1>(a),
-            (2, 2, _) => drive::<L, OP, 2, 2>(a),
+        match (a.nsrc, a.ndst) {
+            (2, 1) => drive::<L, OP, 2, 1>(a),
+            (2, 2) => drive::<L, OP, 2, 2>(a),
             _ => drive::<L, OP, 0, 0>(a),
+        }
+    }
+}
+
+/// One source to all destinations, in registers of bytes `L`; to be inlined like [`fold`].
+#[inline(always)]
+unsafe fn spread<L: Lanes>(a: &Args) {
+    // SAFETY: the kernel's contract.
+    unsafe {
+        match a.ndst {
+            1 if !a.nt => copy(*a.dsts, *a.srcs, a.bytes, false),
+            1 => drive::<L, SUM, 1, 1>(a),
+            2 => drive::<L, SUM, 1, 2>(a),
+            _ => drive::<L, SUM, 1, 0>(a),
         }
     }
 }
@@ -89,7 +94,12 @@ macro_rules! isa {
             ) {
                 let a = Args { dsts, ndst, srcs, nsrc, bytes: len * L::SIZE, ranks, nt };
                 // SAFETY: the kernel's contract; the table is chosen only where the CPU has the features.
-                unsafe { run::<L, Arr<u8, $reg, $bytes>, OP>(&a) }
+                unsafe { if nsrc == 1 && ranks <= 1 { copies(&a) } else { fold::<L, OP>(&a) } }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn copies(a: &Args) {
+                // SAFETY: as `kernel`.
+                unsafe { spread::<Arr<u8, $reg, $bytes>>(a) }
             }
             pub const fn row<L: Lanes>() -> Row {
                 [kernel::<L, SUM>, kernel::<L, PROD>, kernel::<L, MAX>, kernel::<L, MIN>]
