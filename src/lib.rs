@@ -12,11 +12,16 @@
 //! `docs/design.md` explains why.
 
 pub mod bootstrap;
+pub mod capi;
 pub mod comm;
 pub mod error;
+pub mod exec;
+pub mod log;
 pub mod memory;
+pub mod reduce;
 pub mod schedule;
 pub mod transport;
+pub mod tune;
 pub mod types;
 
 pub use error::{Code, Error, Result};

@@ -1,13 +1,29 @@
 //! The communicator: what an application holds.
 
 mod config;
+mod peer;
+mod wait;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 pub use config::{Config, TransportChoice};
 
-use crate::bootstrap::UniqueId;
-use crate::{DataType, Error, RedOp, Result};
+use crate::bootstrap::{self, Bootstrap, UniqueId};
+use crate::exec::{Blocked, Bound, Engine, Launch, Tiling};
+use crate::memory::{Arena, Block, arena};
+use crate::reduce::{self, Kernel};
+use crate::schedule::{self, Algorithm, Groups, Program};
+use crate::transport::AnyLink;
+use crate::transport::shm::{self, Doorbell};
+use crate::tune::{self, Choice, Layout};
+use crate::{Code, DataType, Error, RedOp, Result};
+use peer::{Peer, Peers, WAYS_MAX, Word};
+use wait::{Manner, Wait};
 
-/// How a call will be carried out: shown by `graccl perf`, and part of error texts.
+/// How a call will be carried out: shown by `graccl perf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanInfo {
     /// Name of the algorithm, one of [`crate::schedule::algorithms`].
@@ -23,10 +39,72 @@ pub struct PlanInfo {
 /// A group of ranks that reduce together.
 ///
 /// All ranks must make the same collective calls in the same order. A communicator may be shared
-/// between threads; calls on it are carried out one after the other.
+/// between threads; calls on it are carried out one after the other. Dropping it tells the other
+/// ranks that this one has left, and waits a short time for them to do the same.
 pub struct Communicator {
     rank: usize,
     size: usize,
+    hosts: Vec<u32>,
+    abort: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+/// Prepared calls that are kept; beyond it all are forgotten (a job with ever new counts).
+const PREPARED_MAX: usize = 4096;
+/// Entries of the table that finds a prepared call without hashing.
+const QUICK: usize = 64;
+/// Outputs from this size on are stored past the caches when not in place: they exceed L2.
+const STREAM_MIN: usize = 1 << 20;
+/// How long a rank that leaves waits for its peers to leave as well.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// What a call looks like; equal keys share all preparation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    count: usize,
+    dtype: DataType,
+    op: RedOp,
+}
+
+impl Key {
+    #[inline]
+    fn quick(&self) -> usize {
+        let h = (self.count as u64) << 8 | (self.dtype as u64) << 4 | self.op as u64;
+        (h.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % QUICK
+    }
+}
+
+/// Everything about a call that does not change from one time to the next.
+struct Prepared {
+    key: Key,
+    bound: Arc<Bound>,
+    tiling: Tiling,
+    kernel: Kernel,
+    bytes: usize,
+    scratch: usize,
+    algorithm: &'static Algorithm,
+    /// Fingerprint of everything but the call's number.
+    print: u32,
+}
+
+struct Inner {
+    boot: Bootstrap,
+    config: Config,
+    forced: Option<&'static Algorithm>,
+    layout: Layout,
+    manner: Manner,
+    own: &'static Arena,
+    bell: Block,
+    peers: Peers,
+    links: Vec<AnyLink>,
+    bounds: HashMap<(&'static str, u32), (Arc<Bound>, Arc<Program>, u32)>,
+    prepared: Vec<Prepared>,
+    by_key: HashMap<Key, u32>,
+    quick: [u32; QUICK],
+    engine: Engine,
+    scratch: Vec<u8>,
+    seq: u32,
+    failed: Option<Error>,
 }
 
 impl Communicator {
@@ -34,17 +112,62 @@ impl Communicator {
     /// ranks have joined, or with an error that names the missing ones after
     /// [`Config::init_timeout`].
     pub fn init_rank(id: &UniqueId, rank: usize, size: usize, config: &Config) -> Result<Communicator> {
-        let _ = (id, config);
-        if size != 1 {
-            return Err(Error::internal("not built yet"));
+        if size == 0 || rank >= size {
+            return Err(Error::argument(format!("rank {rank} of {size} ranks is not possible"))
+                .hint("ranks go from 0 to the number of ranks - 1"));
         }
-        Ok(Communicator { rank, size })
+        let forced = match &config.algorithm {
+            None => None,
+            Some(name) => Some(Algorithm::by_name(name).ok_or_else(|| {
+                let names: Vec<&str> = schedule::algorithms().iter().map(|a| a.name).collect();
+                Error::argument(format!("there is no algorithm {name}"))
+                    .hint(format!("use auto or one of {}", names.join(", ")))
+            })?),
+        };
+        let boot = Bootstrap::rendezvous(id, rank, size, config.init_timeout)?;
+        let hosts = boot.hosts.clone();
+        let groups = Groups::new(&hosts);
+        if config.transport == TransportChoice::Shm && groups.len() > 1 {
+            return Err(Error::usage(format!(
+                "GRACCL_TRANSPORT=shm, but the ranks are on {} hosts",
+                groups.len()
+            ))
+            .hint("use GRACCL_TRANSPORT=auto"));
+        }
+        let local = hosts.iter().filter(|&&h| h == hosts[rank]).count();
+        let all_tcp = config.transport == TransportChoice::Tcp;
+        let any_tcp = size > 1 && (all_tcp || groups.len() > 1);
+        let all_tcp = any_tcp && (all_tcp || hosts.len() == groups.len());
+        let layout = Layout { groups, any_tcp, all_tcp };
+        let own = arena()?;
+        let bell = own.alloc(4096)?;
+        let manner = Manner::new(local, !layout.all_tcp && local > 1, any_tcp);
+        let inner = Inner {
+            boot,
+            config: config.clone(),
+            forced,
+            layout,
+            manner,
+            own,
+            bell,
+            peers: Peers::default(),
+            links: Vec::new(),
+            bounds: HashMap::new(),
+            prepared: Vec::new(),
+            by_key: HashMap::new(),
+            quick: [u32::MAX; QUICK],
+            engine: Engine::default(),
+            scratch: Vec::new(),
+            seq: 0,
+            failed: None,
+        };
+        Ok(Communicator { rank, size, hosts, abort: AtomicBool::new(false), inner: Mutex::new(inner) })
     }
 
     /// Joins as the launcher's environment says (torchrun, Slurm, Open MPI, MPICH, `graccl run`).
     pub fn init_env(config: &Config) -> Result<Communicator> {
-        let _ = config;
-        Ok(Communicator { rank: 0, size: 1 })
+        let job = bootstrap::from_env()?;
+        Communicator::init_rank(&job.id, job.rank, job.size, config)
     }
 
     pub fn rank(&self) -> usize {
@@ -57,7 +180,13 @@ impl Communicator {
 
     /// Host number (0, 1, ... in order of first rank) of every rank.
     pub fn hosts(&self) -> &[u32] {
-        &[0]
+        &self.hosts
+    }
+
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic inside leaves `failed` unset but the job is lost anyway: peers time out or see us end.
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Reduces `count` elements of every rank's `send` into every rank's `recv`. In place when both
@@ -78,26 +207,328 @@ impl Communicator {
         dtype: DataType,
         op: RedOp,
     ) -> Result<()> {
-        let _ = op;
-        if send != recv {
-            unsafe { std::ptr::copy_nonoverlapping(send, recv, count * dtype.size()) };
+        let bytes = check_buffers(send, recv, count, dtype)?;
+        let mut inner = self.lock();
+        if let Some(e) = &inner.failed {
+            return Err(after_failure(e));
         }
-        Ok(())
+        // SAFETY: the caller's promise, for `bytes`.
+        let r = unsafe { inner.all_reduce(&self.abort, send, recv, bytes, Key { count, dtype, op }) };
+        if let Err(e) = &r
+            && e.code != Code::InvalidArgument
+        {
+            inner.fail(e);
+        }
+        r
     }
 
-    /// How an all_reduce of this shape will be carried out. Not collective, but all ranks answer
-    /// the same.
-    pub fn plan_all_reduce(&self, count: usize, dtype: DataType, in_place: bool) -> Result<PlanInfo> {
-        let _ = (count, dtype, in_place);
-        Ok(PlanInfo { algorithm: "copy", transport: "self", tiles: 1, ways: 1 })
+    /// How an all_reduce of this shape will be carried out. Not collective: all ranks answer the
+    /// same.
+    pub fn plan_all_reduce(&self, count: usize, dtype: DataType) -> Result<PlanInfo> {
+        let mut inner = self.lock();
+        let choice = inner.choose(count * dtype.size());
+        let (tiles, _) = inner.shape(&choice, count * dtype.size())?;
+        let transport = match (self.size, inner.layout.any_tcp, inner.layout.all_tcp) {
+            (1, ..) => "self",
+            (_, false, _) => "shm",
+            (_, true, true) => "tcp",
+            (_, true, false) => "shm+tcp",
+        };
+        Ok(PlanInfo { algorithm: choice.algorithm.name, transport, tiles, ways: choice.ways.min(tiles) })
     }
 
-    /// Waits until all ranks have called it.
+    /// Waits until all ranks have called it. Errors as [`Communicator::all_reduce_raw`].
     pub fn barrier(&self) -> Result<()> {
-        Ok(())
+        let mut byte = 0u8;
+        // SAFETY: our own byte.
+        unsafe { self.all_reduce_raw(&byte, &mut byte, 1, DataType::U8, RedOp::Max) }
     }
 
     /// Fails the calls under way and all later ones, here and on the other ranks. Callable from any
     /// thread at any time.
-    pub fn abort(&self) {}
+    pub fn abort(&self) {
+        self.abort.store(true, Ordering::Relaxed);
+        // A call under way sees the flag within milliseconds and tells the others itself.
+        if let Ok(mut inner) = self.inner.try_lock()
+            && inner.failed.is_none()
+        {
+            let e = Error::new(Code::Aborted, format!("rank {} aborted the communicator", self.rank));
+            inner.fail(&e);
+        }
+    }
+
+    /// The error that made this communicator unusable, if any.
+    pub fn failure(&self) -> Option<Error> {
+        self.lock().failed.clone()
+    }
+}
+
+fn after_failure(e: &Error) -> Error {
+    Error { what: format!("the communicator failed earlier: {}", e.what), ..e.clone() }
+        .hint("destroy it and make a new one")
+}
+
+#[inline]
+fn check_buffers(send: *const u8, recv: *mut u8, count: usize, dtype: DataType) -> Result<usize> {
+    let bytes = count.wrapping_mul(dtype.size());
+    let sane = count <= isize::MAX as usize / dtype.size();
+    let apart = (send as usize).wrapping_sub(recv as usize);
+    let overlap = apart != 0 && (apart < bytes || apart.wrapping_neg() < bytes);
+    if sane && !overlap && (count == 0 || (!send.is_null() && !recv.is_null())) {
+        return Ok(bytes);
+    }
+    Err(bad_buffers(send, recv, count, dtype, sane))
+}
+
+#[cold]
+fn bad_buffers(send: *const u8, recv: *mut u8, count: usize, dtype: DataType, sane: bool) -> Error {
+    let call = format!("all_reduce of {count} {}", dtype.name());
+    if !sane {
+        return Error::argument(format!("{count} elements of {} bytes do not fit in memory", dtype.size()))
+            .who(call)
+            .hint("the count is in elements; a negative number may have been passed");
+    }
+    if send.is_null() || recv.is_null() {
+        let which = if send.is_null() { "send" } else { "receive" };
+        return Error::argument(format!("the {which} buffer is null"))
+            .who(call)
+            .hint("only a count of 0 allows it");
+    }
+    Error::argument("send and receive buffer overlap")
+        .who(format!("{call}, {send:p} and {recv:p}"))
+        .hint("pass the same pointer twice to reduce in place, or buffers that are apart")
+}
+
+impl Inner {
+    fn choose(&self, bytes: usize) -> Choice {
+        match self.forced {
+            Some(a) => tune::forced(&self.layout, a),
+            None => tune::choose(&self.layout, bytes),
+        }
+    }
+
+    /// The rank's program of an algorithm, proved if the configuration asks for it, and the longest
+    /// message of any rank.
+    fn program(&mut self, a: &'static Algorithm) -> Result<(Arc<Program>, u32)> {
+        for ways in 1..=WAYS_MAX {
+            if let Some((_, p, longest)) = self.bounds.get(&(a.name, ways)) {
+                return Ok((p.clone(), *longest));
+            }
+        }
+        if self.config.verify {
+            schedule::verify(a, &self.layout.groups)
+                .map_err(|e| Error::internal(format!("{} is refused for this job: {e}", a.name)))?;
+        }
+        let n = self.boot.size;
+        let longest =
+            (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups))).max().unwrap_or(0);
+        Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups)), longest))
+    }
+
+    /// Tiles of a call, and the program.
+    fn shape(&mut self, c: &Choice, bytes: usize) -> Result<(u32, Arc<Program>)> {
+        let (program, longest) = self.program(c.algorithm)?;
+        let room = c.message.min(shm::MESSAGE);
+        Ok((tune::tiles(bytes, program.chunks, longest, room), program))
+    }
+
+    /// Binds a program to links; connects to its peers first.
+    fn bind(
+        &mut self,
+        a: &'static Algorithm,
+        ways: u32,
+        program: &Arc<Program>,
+        longest: u32,
+    ) -> Result<Arc<Bound>> {
+        if let Some((b, ..)) = self.bounds.get(&(a.name, ways)) {
+            return Ok(b.clone());
+        }
+        let deadline = Instant::now() + self.config.timeout.min(self.config.init_timeout);
+        let mut wanted: Vec<usize> =
+            program.lanes.iter().flat_map(|l| &l.peers).map(|&p| p as usize).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        for rank in wanted {
+            if self.peers.get(rank).is_none() {
+                let same = self.boot.hosts[rank] == self.boot.hosts[self.boot.rank];
+                let shm = same && self.config.transport != TransportChoice::Tcp;
+                let p = Peer::connect(&self.boot, rank, shm, self.own, self.bell, deadline)?;
+                self.peers.list.push(p);
+            }
+        }
+        let (peers, links, own, me) = (&mut self.peers, &mut self.links, self.own, self.boot.rank);
+        let bound = Bound::new(program, ways, &mut |peer, port| {
+            loop {
+                let p = peers.get(peer as usize).expect("connected above");
+                if let Some(first) = p.open(port, me < peer as usize, own, links)? {
+                    return Ok(first);
+                }
+                // The lower rank is on its way through the same call.
+                peers.poll(Duration::from_micros(200))?;
+                if Instant::now() > deadline || peers.get(peer as usize).is_none_or(|p| p.gone.is_some()) {
+                    return Err(Error::remote(format!("rank {peer} did not open its link"))
+                        .hint("look at that rank's output for the cause"));
+                }
+            }
+        })?;
+        let bound = Arc::new(bound);
+        self.bounds.insert((a.name, ways), (bound.clone(), program.clone(), longest));
+        Ok(bound)
+    }
+
+    #[cold]
+    fn prepare(&mut self, key: Key) -> Result<u32> {
+        if let Some(&i) = self.by_key.get(&key) {
+            self.quick[key.quick()] = i;
+            return Ok(i);
+        }
+        if self.prepared.len() >= PREPARED_MAX {
+            self.prepared.clear();
+            self.by_key.clear();
+            self.quick = [u32::MAX; QUICK];
+        }
+        let esize = key.dtype.size();
+        let bytes = key.count * esize;
+        let choice = self.choose(bytes);
+        let (tiles, program) = self.shape(&choice, bytes)?;
+        let ways = choice.ways.min(tiles).min(WAYS_MAX);
+        let (_, longest) = self.program(choice.algorithm)?;
+        let bound = self.bind(choice.algorithm, ways, &program, longest)?;
+        let tiling = Tiling::new(key.count, esize, tiles, program.chunks);
+        let scratch = program.scratch as usize * tiling.tile_bytes().next_multiple_of(64) * ways as usize;
+        let name = choice.algorithm.name;
+        let text = format!("all_reduce {} {:?} {:?} {name} {tiles} {ways}", key.count, key.dtype, key.op);
+        let i = self.prepared.len() as u32;
+        self.prepared.push(Prepared {
+            key,
+            bound,
+            tiling,
+            kernel: reduce::kernel(key.dtype, key.op),
+            bytes,
+            scratch,
+            algorithm: choice.algorithm,
+            print: fnv(text.as_bytes()),
+        });
+        self.by_key.insert(key, i);
+        self.quick[key.quick()] = i;
+        Ok(i)
+    }
+
+    /// # Safety
+    /// As for `all_reduce_raw`, for `bytes` bytes.
+    #[inline]
+    unsafe fn all_reduce(
+        &mut self,
+        abort: &AtomicBool,
+        send: *const u8,
+        recv: *mut u8,
+        bytes: usize,
+        key: Key,
+    ) -> Result<()> {
+        self.seq = self.seq.wrapping_add(1);
+        let quick = self.quick[key.quick()] as usize;
+        let index = match self.prepared.get(quick) {
+            Some(p) if p.key == key => quick,
+            _ => self.prepare(key)? as usize,
+        };
+        let p = &self.prepared[index];
+        let in_place = std::ptr::eq(send, recv);
+        if self.scratch.len() < p.scratch {
+            self.scratch.resize(p.scratch, 0);
+        }
+        let image = p.tiling.tile_bytes().next_multiple_of(64);
+        let launch = Launch {
+            bound: &p.bound,
+            tiling: &p.tiling,
+            kernel: p.kernel,
+            esize: key.dtype.size(),
+            input: send,
+            output: recv,
+            scratch: self.scratch.as_mut_ptr(),
+            scratch_stride: [image, if p.scratch == 0 { 0 } else { p.scratch / p.bound.ways() as usize }],
+            divide: if key.op == RedOp::Avg { self.boot.size as u32 } else { 1 },
+            fp: p.print ^ self.seq.wrapping_mul(0x9e37_79b1),
+            stream: !in_place && bytes >= STREAM_MIN,
+            // In place a peer writes its reply into our buffer, where the reply belongs. Apart, it would
+            // write into the caller's input; and lines of an input that are only read cost their
+            // owner more to rewrite than staging them costs.
+            by_ref_shm: in_place && p.algorithm.ref_safe && p.algorithm.reply_safe,
+            by_ref_other: p.algorithm.ref_safe,
+        };
+        debug_assert_eq!(p.bytes, bytes);
+        let program = &self.bounds;
+        let call = || format!("all_reduce of {} {} ({})", key.count, key.dtype.name(), key.op.name());
+        let at = |b: &Blocked| position(program, p, b);
+        // SAFETY: the doorbell's page lives as long as the communicator.
+        let bell = unsafe { &*(self.own.base().add(self.bell.offset) as *const Doorbell) };
+        let mut wait =
+            Wait::new(self.manner, &mut self.peers, abort, bell, self.config.timeout, self.seq, &call, &at);
+        // SAFETY: buffers by the caller's promise; scratch as sized above; links as bound.
+        unsafe { self.engine.run(&launch, &mut self.links, &mut wait) }
+    }
+
+    /// Makes the communicator unusable and tells the others why.
+    #[cold]
+    fn fail(&mut self, e: &Error) {
+        let word = Word::Abort { code: e.code as i32, text: format!("rank {} failed: {e}", self.boot.rank) };
+        self.peers.tell(&word);
+        // Nothing may refer to the caller's buffers after the call has returned.
+        for c in self.peers.list.iter().filter_map(|p| p.tcp()) {
+            c.close("the communicator failed");
+        }
+        self.failed = Some(e.clone());
+    }
+}
+
+/// Where in which schedule a lane stands.
+fn position(
+    bounds: &HashMap<(&'static str, u32), (Arc<Bound>, Arc<Program>, u32)>,
+    p: &Prepared,
+    b: &Blocked,
+) -> String {
+    let step = bounds
+        .get(&(p.algorithm.name, p.bound.ways()))
+        .and_then(|(_, program, _)| {
+            let lane = program.lanes.get(b.lane)?;
+            Some(schedule::describe(lane, b.op as usize))
+        })
+        .unwrap_or_default();
+    format!("{}, tile {} of {}, step {}: {step}", p.algorithm.name, b.tile, p.tiling.tiles(), b.op)
+}
+
+/// FNV-1a.
+fn fnv(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.peers.tell(&Word::Bye);
+        let until = Instant::now() + LEAVE;
+        // A peer may still read our last message from memory that we are about to free, and closing a
+        // TCP connection with something unread would cut off what is under way to the peer.
+        while self.failed.is_none()
+            && self.peers.list.iter().any(|p| p.gone.is_none())
+            && Instant::now() < until
+        {
+            for p in &self.peers.list {
+                if let Some(c) = p.tcp() {
+                    c.pump();
+                }
+            }
+            if self.peers.poll(Duration::from_millis(1)).is_err() {
+                break;
+            }
+        }
+        self.links.clear();
+        for p in &mut self.peers.list {
+            // What a peer may still use stays allocated: its pages are few, and safety is worth more.
+            if p.gone.is_some() {
+                p.free(self.own);
+            }
+        }
+        if self.peers.list.iter().all(|p| p.gone.is_some()) {
+            self.own.free(self.bell.offset);
+        }
+    }
 }

@@ -2,9 +2,12 @@
 //!
 //! A *link* is this rank's end of the two channels (one each way) that it shares with one peer on
 //! one port and one way. A channel is in order and keeps a bounded number of messages in flight;
-//! the executor never blocks in here: every call answers at once, and [`Pump::pump`] moves bytes.
+//! the executor never blocks in here: every call answers at once.
 //!
 //! A link is used by one thread at a time (the communicator's lock sees to it).
+
+pub mod shm;
+pub mod tcp;
 
 /// Answer of [`Link::recv`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,15 +54,24 @@ pub trait Link {
     /// Sends the `len` bytes written into the slot.
     fn commit(&mut self, len: usize, fp: u32);
 
-    /// Sends `len` bytes from `src` without a copy, if this link can; false = use `send_slot`, or
-    /// no room now. `src` must stay unchanged until the schedule orders a later write after
-    /// the receiver's step (the verifier proves `ref_safe`), and until [`Link::idle`].
+    /// Whether a message may be sent now (fewer than the allowed number are unconsumed).
+    fn room(&mut self) -> bool;
+
+    /// Whether this link can send these bytes from where they are (`send_ref`).
+    fn can_ref(&self, src: *const u8, len: usize) -> bool {
+        let _ = (src, len);
+        false
+    }
+
+    /// Sends `len` bytes from `src` without a copy. Only after `can_ref` and `room` said yes. `src`
+    /// must stay unchanged until the schedule orders a later write after the receiver's step
+    /// (the verifier proves `ref_safe`), and until [`Link::idle`].
     ///
     /// # Safety
     /// `src..src + len` is readable for that time.
-    unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) -> bool {
+    unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
         let _ = (src, len, fp);
-        false
+        unreachable!("a link that cannot send by reference");
     }
 
     /// The next message, expected to be `len` bytes long.
@@ -77,14 +89,93 @@ pub trait Link {
     /// Ends the use of the message that `recv` returned.
     fn release(&mut self);
 
-    /// Nothing that was sent still refers to the caller's memory.
-    fn idle(&self) -> bool {
+    /// Everything that was sent has left this process, or is where the receiver finds it by itself,
+    /// and nothing refers to the caller's memory any more.
+    fn idle(&mut self) -> bool {
         true
     }
 
-    /// Largest message in bytes.
+    /// The end of a call on this rank: tells the peer what it may be waiting for.
+    fn finish(&mut self) {}
+
+    /// Largest message in bytes that `send_slot` takes.
     fn capacity(&self) -> usize;
 
     /// See [`Recv::Fault`].
     fn fault(&self) -> Option<Fault>;
+}
+
+/// A link of any transport. An enum, so that the shared memory path has no indirect call.
+pub enum AnyLink {
+    Shm(shm::ShmLink),
+    Other(Box<dyn Link + Send>),
+}
+
+macro_rules! forward {
+    ($self:ident, $l:ident => $e:expr) => {
+        match $self {
+            AnyLink::Shm($l) => $e,
+            AnyLink::Other($l) => $e,
+        }
+    };
+}
+
+impl AnyLink {
+    /// Whether `send_reply_slot` differs from `send_slot`.
+    #[inline]
+    pub fn replies_in_place(&self) -> bool {
+        matches!(self, AnyLink::Shm(_))
+    }
+}
+
+impl Link for AnyLink {
+    #[inline]
+    fn send_slot(&mut self, len: usize) -> Option<*mut u8> {
+        forward!(self, l => l.send_slot(len))
+    }
+    #[inline]
+    fn send_reply_slot(&mut self, len: usize) -> Option<*mut u8> {
+        forward!(self, l => l.send_reply_slot(len))
+    }
+    #[inline]
+    fn commit(&mut self, len: usize, fp: u32) {
+        forward!(self, l => l.commit(len, fp))
+    }
+    fn room(&mut self) -> bool {
+        forward!(self, l => l.room())
+    }
+    #[inline]
+    fn can_ref(&self, src: *const u8, len: usize) -> bool {
+        forward!(self, l => l.can_ref(src, len))
+    }
+    unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
+        // SAFETY: the caller's promise.
+        forward!(self, l => unsafe { l.send_ref(src, len, fp) })
+    }
+    #[inline]
+    fn recv(&mut self, len: usize, fp: u32) -> Recv {
+        forward!(self, l => l.recv(len, fp))
+    }
+    unsafe fn land(&mut self, dst: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        forward!(self, l => unsafe { l.land(dst, len) })
+    }
+    #[inline]
+    fn release(&mut self) {
+        forward!(self, l => l.release())
+    }
+    #[inline]
+    fn idle(&mut self) -> bool {
+        forward!(self, l => l.idle())
+    }
+    #[inline]
+    fn finish(&mut self) {
+        forward!(self, l => l.finish())
+    }
+    fn capacity(&self) -> usize {
+        forward!(self, l => l.capacity())
+    }
+    fn fault(&self) -> Option<Fault> {
+        forward!(self, l => l.fault())
+    }
 }

@@ -211,7 +211,7 @@ fn host_name() -> String {
 }
 
 /// How `comm` will carry out a call: "ring x4".
-pub fn plan(comm: &Communicator, count: usize, dtype: graccl::DataType, in_place: bool) -> Result<String> {
-    let p = comm.plan_all_reduce(count, dtype, in_place)?;
+pub fn plan(comm: &Communicator, count: usize, dtype: graccl::DataType) -> Result<String> {
+    let p = comm.plan_all_reduce(count, dtype)?;
     Ok(format!("{} x{} {}", p.algorithm, p.tiles, p.transport))
 }

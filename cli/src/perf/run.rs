@@ -152,7 +152,7 @@ impl What {
 
 fn row(a: &PerfArgs, job: &mut Job, send: &mut Buffer, recv: &mut Buffer, what: What) -> Result<Row> {
     let What { count, dtype, op } = what;
-    let plan = plan(&job.comm, count, dtype, true)?;
+    let plan = plan(&job.comm, count, dtype)?;
     let out_of_place = timing(a, job, send, recv, what, Placement::OutOfPlace)?;
     let in_place = timing(a, job, send, recv, what, Placement::InPlace)?;
     let spread = job.spread(a, || calls(a, job, None, recv, what))?.per_call(a.agg_iters);

@@ -1,0 +1,18 @@
+// The sweep as a shared object, for bench_torch.py.
+#include "sweep.h"
+
+static bench_t b;
+
+void bench_lib_pin(void) { bench_pin(bench_env_rank()); }
+
+// argv: the bench's command line without the program's name. `prepare` and `call`: see bench_lib.
+int bench_lib_sweep(int argc, char **argv, int (*prepare)(bench_dtype, void *, void *, size_t), bench_op call) {
+  char *full[64] = {(char *)"bench"};
+  if (argc > 62) return 2;
+  for (int i = 0; i < argc; i++) full[i + 1] = argv[i];
+  bench_args a = bench_parse(argc + 1, full);
+  bench_init(&b, bench_env_rank(), bench_env_size());
+  void *send = bench_alloc(a.max), *recv = a.places[1] ? bench_alloc(a.max) : NULL;
+  bench_lib lib = {prepare, call};
+  return bench_sweep(&b, &a, &lib, send, recv);
+}

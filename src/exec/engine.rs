@@ -1,0 +1,349 @@
+//! The engine: walks a bound program.
+
+use super::bind::{BoundArg, BoundLane, BoundOp, Form};
+use super::{Bound, Tiling};
+use crate::Result;
+use crate::reduce::{self, Kernel};
+use crate::schedule::ArgKind;
+use crate::transport::{AnyLink, Link, Recv};
+
+/// By-reference messages shorter than this are staged: their bookkeeping costs more than a copy.
+const REF_MIN: usize = 8 << 10;
+
+/// Everything that one call adds to a bound program.
+pub struct Launch<'a> {
+    pub bound: &'a Bound,
+    pub tiling: &'a Tiling,
+    pub kernel: Kernel,
+    /// Bytes of an element.
+    pub esize: usize,
+    /// The caller's buffers; equal when in place.
+    pub input: *const u8,
+    pub output: *mut u8,
+    /// Scratch images, one after the other, per way; null if the program has none.
+    pub scratch: *mut u8,
+    /// Distance of scratch images, and of the ways' sets of them.
+    pub scratch_stride: [usize; 2],
+    /// Divide complete values by this many ranks (averages), if more than 1.
+    pub divide: u32,
+    pub fp: u32,
+    /// The output is not read again soon and larger than the caches: store past them.
+    pub stream: bool,
+    /// Messages may be taken from where they lie: through shared memory (the receiver reads our
+    /// memory, and writes its reply there), and through other links (only this process reads it).
+    pub by_ref_shm: bool,
+    pub by_ref_other: bool,
+}
+
+impl Launch<'_> {
+    #[inline]
+    fn by_ref(&self, link: &AnyLink, p: *const u8, len: usize) -> bool {
+        let allowed = if matches!(link, AnyLink::Shm(_)) { self.by_ref_shm } else { self.by_ref_other };
+        allowed && len >= REF_MIN && link.can_ref(p, len)
+    }
+}
+
+/// What a lane waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    pub lane: usize,
+    pub tile: u32,
+    /// Index in the schedule's lane.
+    pub op: u32,
+    pub link: u32,
+    /// The link is broken or carries something else; otherwise it is just not ready.
+    pub fault: bool,
+}
+
+/// What happens between two passes in which no lane advanced.
+pub trait Idle {
+    /// Called again and again while nothing moves. An error ends the launch.
+    fn idle(&mut self, links: &mut [AnyLink], blocked: &[Blocked]) -> Result<()>;
+    /// Something moved: the next wait starts afresh.
+    fn moved(&mut self);
+}
+
+#[derive(Clone, Copy)]
+struct Cursor {
+    lane: u32,
+    way: u32,
+    tile: u32,
+    op: u32,
+    /// Byte offset of the tile, and its table.
+    base: usize,
+    table: usize,
+}
+
+/// Working memory of launches, kept between them so that a call allocates nothing.
+#[derive(Default)]
+pub struct Engine {
+    cursors: Vec<Cursor>,
+    srcs: Vec<*const u8>,
+    dsts: Vec<*mut u8>,
+    blocked: Vec<Blocked>,
+}
+
+// SAFETY: the pointers are only meaningful inside `run`.
+unsafe impl Send for Engine {}
+
+enum Step {
+    Fired,
+    Wait(u32),
+    Fault(u32),
+}
+
+impl Engine {
+    /// Runs the launch to its end: this rank's output is complete and its buffers are free.
+    ///
+    /// # Safety
+    /// The launch's buffers are valid for the tiling's bytes, scratch for its strides, and nobody else
+    /// uses them; `links` holds the links that the program was bound to.
+    pub unsafe fn run(&mut self, l: &Launch, links: &mut [AnyLink], idle: &mut impl Idle) -> Result<()> {
+        self.cursors.clear();
+        if self.srcs.len() < l.bound.operands {
+            self.srcs.resize(l.bound.operands, std::ptr::null());
+            self.dsts.resize(l.bound.operands, std::ptr::null_mut());
+        }
+        let tiles = l.tiling.tiles();
+        for way in 0..l.bound.ways.min(tiles) {
+            let (base, table) = l.tiling.tile(way);
+            for (lane, b) in l.bound.lanes.iter().enumerate() {
+                if !b.ops.is_empty() {
+                    self.cursors.push(Cursor { lane: lane as u32, way, tile: way, op: 0, base, table });
+                }
+            }
+        }
+        while !self.cursors.is_empty() {
+            let mut moved = false;
+            self.blocked.clear();
+            let mut i = 0;
+            while i < self.cursors.len() {
+                let mut c = self.cursors[i];
+                let lane = &l.bound.lanes[c.lane as usize];
+                let done = loop {
+                    let op = &lane.ops[c.op as usize];
+                    // SAFETY: the caller's promise.
+                    let step = unsafe { self.step(l, links, lane, op, &c) };
+                    let (link, fault) = match step {
+                        Step::Fired => {
+                            moved = true;
+                            c.op += 1;
+                            if c.op as usize == lane.ops.len() {
+                                c.op = 0;
+                                c.tile += l.bound.ways;
+                                if c.tile >= tiles {
+                                    break true;
+                                }
+                                (c.base, c.table) = l.tiling.tile(c.tile);
+                            }
+                            continue;
+                        }
+                        Step::Wait(link) => (link, false),
+                        Step::Fault(link) => (link, true),
+                    };
+                    let (lane, tile, op) = (c.lane as usize, c.tile, op.index);
+                    self.blocked.push(Blocked { lane, tile, op, link, fault });
+                    if fault {
+                        moved = false;
+                    }
+                    break false;
+                };
+                if done {
+                    self.cursors.swap_remove(i);
+                } else {
+                    self.cursors[i] = c;
+                    i += 1;
+                }
+            }
+            if moved {
+                idle.moved();
+            } else if !self.cursors.is_empty() {
+                idle.idle(links, &self.blocked)?;
+            }
+        }
+        if l.stream {
+            reduce::store_fence();
+        }
+        for &n in &l.bound.links {
+            while !links[n as usize].idle() {
+                let b = Blocked {
+                    lane: 0,
+                    tile: tiles,
+                    op: 0,
+                    link: n,
+                    fault: links[n as usize].fault().is_some(),
+                };
+                idle.idle(links, &[b])?;
+            }
+            links[n as usize].finish();
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As for `run`.
+    #[inline]
+    unsafe fn step(
+        &mut self,
+        l: &Launch,
+        links: &mut [AnyLink],
+        lane: &BoundLane,
+        op: &BoundOp,
+        c: &Cursor,
+    ) -> Step {
+        let table = l.tiling.table(c.table);
+        let args = &lane.args[op.arg as usize..];
+        let span =
+            |at: u32| (c.base + table[at as usize], table[(at + op.len) as usize] - table[at as usize]);
+        match op.form {
+            Form::Send => {
+                let (src, dst) = (&args[0], &args[1]);
+                let (p, len) = local(l, c, src, &span);
+                let n = dst.link + c.way;
+                let link = &mut links[n as usize];
+                if l.by_ref(link, p, len) {
+                    if !link.room() {
+                        return Step::Wait(n);
+                    }
+                    // SAFETY: the span is the caller's; the algorithm is proved safe by reference.
+                    unsafe { link.send_ref(p, len, l.fp) };
+                    return Step::Fired;
+                }
+                let Some(slot) = link.send_slot(len) else { return wait(link, n) };
+                // SAFETY: slot and span are `len` bytes long and apart.
+                unsafe { reduce::copy(slot, p, len, false) };
+                link.commit(len, l.fp);
+                Step::Fired
+            }
+            Form::Store => {
+                let (src, dst) = (&args[0], &args[1]);
+                let (to, len) = local(l, c, dst, &span);
+                let n = src.link + c.way;
+                let link = &mut links[n as usize];
+                match link.recv(len, l.fp) {
+                    Recv::Ready(p) => {
+                        if !std::ptr::eq(p, to) {
+                            // SAFETY: both are `len` bytes long; a message never overlaps the output partially.
+                            unsafe { reduce::copy(to, p, len, l.stream) };
+                        }
+                        link.release();
+                        Step::Fired
+                    }
+                    Recv::Pending => {
+                        // SAFETY: the lane stands at this op, so nobody uses the span before it has fired.
+                        unsafe { link.land(to, len) };
+                        Step::Wait(n)
+                    }
+                    Recv::Fault => Step::Fault(n),
+                }
+            }
+            // SAFETY: the caller's promise.
+            Form::General => unsafe { self.general(l, links, args, op, c, &span) },
+        }
+    }
+
+    /// # Safety
+    /// As for `run`.
+    unsafe fn general(
+        &mut self,
+        l: &Launch,
+        links: &mut [AnyLink],
+        args: &[BoundArg],
+        op: &BoundOp,
+        c: &Cursor,
+        span: &impl Fn(u32) -> (usize, usize),
+    ) -> Step {
+        let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
+        let (srcs, rest) = args.split_at(nsrc);
+        let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
+        // An op's local spans all have the same length, and so have its messages.
+        let a = srcs.iter().chain(locals).find(|a| is_local(a)).expect("bound ops have a local operand");
+        let len = span(a.at).1;
+        for (i, a) in srcs.iter().enumerate() {
+            self.srcs[i] = if a.kind == ArgKind::Recv {
+                let n = a.link + c.way;
+                match links[n as usize].recv(len, l.fp) {
+                    Recv::Ready(p) => p,
+                    Recv::Pending => return Step::Wait(n),
+                    Recv::Fault => return Step::Fault(n),
+                }
+            } else {
+                local(l, c, a, span).0
+            };
+        }
+        for (i, a) in locals.iter().enumerate() {
+            self.dsts[i] = local(l, c, a, span).0;
+        }
+        let mut ndst = nlocal;
+        for a in sends {
+            let n = a.link + c.way;
+            let link = &mut links[n as usize];
+            let slot = if a.reply && link.replies_in_place() {
+                link.send_reply_slot(len)
+            } else if nlocal > 0 && l.by_ref(link, self.dsts[0], len) {
+                // The output span itself is the message.
+                if !link.room() {
+                    return wait(link, n);
+                }
+                continue;
+            } else {
+                link.send_slot(len)
+            };
+            let Some(slot) = slot else { return wait(link, n) };
+            self.dsts[ndst] = slot;
+            ndst += 1;
+        }
+        // SAFETY: all operands are `len` bytes long; slots and spans are the same or apart.
+        unsafe {
+            (l.kernel)(
+                self.dsts.as_ptr(),
+                ndst,
+                self.srcs.as_ptr(),
+                nsrc,
+                len / l.esize,
+                if op.complete { l.divide } else { 1 },
+                l.stream && nlocal > 0,
+            )
+        };
+        // Released first, so that the messages sent now acknowledge them.
+        for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
+            links[(a.link + c.way) as usize].release();
+        }
+        for a in sends {
+            let link = &mut links[(a.link + c.way) as usize];
+            if !(a.reply && link.replies_in_place()) && nlocal > 0 && l.by_ref(link, self.dsts[0], len) {
+                // SAFETY: as in `step`.
+                unsafe { link.send_ref(self.dsts[0], len, l.fp) };
+            } else {
+                link.commit(len, l.fp);
+            }
+        }
+        Step::Fired
+    }
+}
+
+#[inline]
+fn is_local(a: &BoundArg) -> bool {
+    !matches!(a.kind, ArgKind::Recv | ArgKind::Send)
+}
+
+/// A link that has no room is either full or broken.
+#[cold]
+fn wait(link: &AnyLink, n: u32) -> Step {
+    if link.fault().is_some() { Step::Fault(n) } else { Step::Wait(n) }
+}
+
+/// Address and length of a local operand.
+#[inline]
+fn local(l: &Launch, c: &Cursor, a: &BoundArg, span: &impl Fn(u32) -> (usize, usize)) -> (*mut u8, usize) {
+    let (offset, len) = span(a.at);
+    let p = match a.kind {
+        ArgKind::In => l.input.wrapping_add(offset) as *mut u8,
+        ArgKind::Out => l.output.wrapping_add(offset),
+        _ => {
+            let [image, way] = l.scratch_stride;
+            l.scratch.wrapping_add(a.link as usize * image + c.way as usize * way + offset - c.base)
+        }
+    };
+    (p, len)
+}

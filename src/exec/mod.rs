@@ -1,0 +1,11 @@
+//! The one executor: runs a rank's program over links, in place of any algorithm's own code.
+//!
+//! A program is bound once to links and to a shape ([`Bound`], [`Tiling`]); a call then only walks
+//! it. The [`Engine`] never blocks by itself: a lane advances or says what it waits for, and
+//! between two fruitless passes the caller's [`Idle`] decides whether to spin, yield, park or fail.
+
+mod bind;
+mod engine;
+
+pub use bind::{Bound, Tiling};
+pub use engine::{Blocked, Engine, Idle, Launch};

@@ -1,0 +1,377 @@
+//! The process's arena and the mappings of other processes' arenas.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use crate::{Code, Error, Result};
+
+const PAGE: usize = 4096;
+const HUGE: usize = 2 << 20;
+/// Virtual size. Sparse, so this costs address space only; halved until the machine agrees.
+const SIZE: usize = 256 << 30;
+const SIZE_MIN: usize = 1 << 30;
+
+/// A piece of the arena: byte offset and length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// The process's shareable memory.
+pub struct Arena {
+    fd: OwnedFd,
+    map: Mapping,
+    id: u64,
+    space: Mutex<Space>,
+}
+
+/// A mapping, unmapped on drop.
+struct Mapping {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: it is an address range; what is done with the bytes is up to the users.
+unsafe impl Send for Mapping {}
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: BorrowedFd, len: usize) -> std::io::Result<Mapping> {
+        // Reserve with slack to place the mapping on a huge-page boundary.
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: fresh anonymous reservation; replaced below by a fixed mapping inside it.
+        let r = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len + HUGE,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if r == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let start = r as usize;
+        let base = start.next_multiple_of(HUGE);
+        // SAFETY: base..base + len lies inside the reservation made above.
+        let m = unsafe {
+            libc::mmap(
+                base as *mut _,
+                len,
+                prot,
+                libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if m == libc::MAP_FAILED {
+            let e = std::io::Error::last_os_error();
+            // SAFETY: our own reservation.
+            unsafe { libc::munmap(r, len + HUGE) };
+            return Err(e);
+        }
+        // SAFETY: the two ends of our own reservation that the mapping does not cover.
+        unsafe {
+            if base > start {
+                libc::munmap(r, base - start);
+            }
+            libc::munmap((base + len) as *mut _, start + HUGE - base);
+        }
+        Ok(Mapping { base: base as *mut u8, len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`; the owner gives it up.
+        unsafe { libc::munmap(self.base as *mut _, self.len) };
+    }
+}
+
+/// Free and used ranges, by offset.
+struct Space {
+    free: BTreeMap<usize, usize>,
+    /// Start -> (start of the carved range, its length).
+    used: BTreeMap<usize, Block>,
+    colour: usize,
+}
+
+impl Space {
+    fn carve(&mut self, len: usize, align: usize) -> Option<Block> {
+        let (start, room, offset) = self.free.iter().find_map(|(&s, &l)| {
+            let o = s.next_multiple_of(align);
+            (o + len <= s + l).then_some((s, l, o))
+        })?;
+        self.free.remove(&start);
+        if offset > start {
+            self.free.insert(start, offset - start);
+        }
+        if offset + len < start + room {
+            self.free.insert(offset + len, start + room - offset - len);
+        }
+        Some(Block { offset, len })
+    }
+
+    fn give_back(&mut self, mut b: Block) {
+        if let Some((&s, &l)) = self.free.range(..b.offset).next_back()
+            && s + l == b.offset
+        {
+            self.free.remove(&s);
+            b = Block { offset: s, len: l + b.len };
+        }
+        if let Some(l) = self.free.remove(&(b.offset + b.len)) {
+            b.len += l;
+        }
+        self.free.insert(b.offset, b.len);
+    }
+}
+
+impl Arena {
+    fn new() -> Result<Arena> {
+        let name = c"graccl";
+        // SAFETY: a plain system call with a valid string.
+        let raw = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        if raw < 0 {
+            return Err(Error::os("memfd_create failed: no shared memory for this process")
+                .hint("raise `ulimit -n` if it says too many open files; the kernel must be 3.17 or newer"));
+        }
+        // SAFETY: just created, owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let mut len = SIZE;
+        let map = loop {
+            // SAFETY: plain system call on our descriptor.
+            let ok = unsafe { libc::ftruncate(raw, len as libc::off_t) } == 0;
+            let tried = if ok { Mapping::new(fd.as_fd(), len) } else { Err(std::io::Error::last_os_error()) };
+            match tried {
+                Ok(m) => break m,
+                Err(_) if len > SIZE_MIN => len /= 2,
+                Err(e) => {
+                    return Err(Error::io("cannot map shared memory", &e)
+                        .hint("raise the limit on virtual memory (`ulimit -v`), 1 GB is the least"));
+                }
+            }
+        };
+        // A peer that shrank the file would make us fault; nobody can. Old kernels may refuse: harmless.
+        // SAFETY: plain system call.
+        unsafe { libc::fcntl(raw, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
+        let mut id = [0; 8];
+        getrandom::fill(&mut id)
+            .map_err(|e| Error::new(Code::SystemError, format!("no random bytes: {e}")))?;
+        let space = Mutex::new(Space { free: BTreeMap::from([(0, len)]), used: BTreeMap::new(), colour: 0 });
+        Ok(Arena { fd, map, id: u64::from_ne_bytes(id), space })
+    }
+
+    fn space(&self) -> MutexGuard<'_, Space> {
+        // Nothing in here panics half way, so a poisoned lock still guards a sound state.
+        self.space.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Address of offset 0.
+    pub fn base(&self) -> *mut u8 {
+        self.map.base
+    }
+    /// Virtual size in bytes.
+    pub fn size(&self) -> usize {
+        self.map.len
+    }
+    /// Random name of this arena.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Zeroed memory at a page boundary; from 2 MiB up, on huge-page ground and (so that two large
+    /// buffers never lie a multiple of 256 MiB apart, which makes Zen's L1 way prediction fail) at
+    /// a changing page offset in it.
+    pub fn alloc(&self, bytes: usize) -> Result<Block> {
+        let too_large = || {
+            Error::argument(format!("cannot allocate {bytes} bytes of shared memory"))
+                .who(format!("the process's arena holds {} bytes", self.size()))
+                .hint("allocate less, or free what is no longer used")
+        };
+        if bytes > self.size() {
+            return Err(too_large());
+        }
+        let mut s = self.space();
+        let large = bytes >= HUGE;
+        let shift = if large {
+            s.colour = (s.colour + 5) % 64;
+            s.colour * PAGE
+        } else {
+            0
+        };
+        let len = (bytes + shift).next_multiple_of(PAGE);
+        let b = s.carve(len, if large { HUGE } else { PAGE }).ok_or_else(too_large)?;
+        let offset = b.offset + shift;
+        s.used.insert(offset, b);
+        Ok(Block { offset, len: bytes })
+    }
+
+    /// Gives a block back and its pages to the system; false if `offset` is no live block's start.
+    pub fn free(&self, offset: usize) -> bool {
+        let mut s = self.space();
+        let Some(b) = s.used.remove(&offset) else { return false };
+        // SAFETY: plain system call on our descriptor. The hole reads as zeros, as `alloc` promises.
+        let punched = unsafe {
+            libc::fallocate(
+                self.fd.as_raw_fd(),
+                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                b.offset as libc::off_t,
+                b.len as libc::off_t,
+            )
+        } == 0;
+        // What cannot be zeroed is not handed out again.
+        if punched {
+            s.give_back(b);
+        }
+        true
+    }
+
+    /// Offset of `ptr` if `ptr..ptr + len` lies in the arena.
+    #[inline]
+    pub fn offset_of(&self, ptr: *const u8, len: usize) -> Option<usize> {
+        let o = (ptr as usize).wrapping_sub(self.map.base as usize);
+        (o < self.map.len && len <= self.map.len - o).then_some(o)
+    }
+
+    /// Asks for 2 MiB pages under `block` (its pages are touched first). A hint: failure is fine.
+    pub fn make_huge(&self, block: Block) {
+        let start = block.offset.next_multiple_of(HUGE);
+        let end = (block.offset + block.len) / HUGE * HUGE;
+        if start >= end {
+            return;
+        }
+        // SAFETY: inside the mapping. MADV_COLLAPSE (25, Linux 6.1) faults pages in by itself and
+        // changes no content.
+        unsafe { libc::madvise(self.map.base.add(start) as *mut _, end - start, 25) };
+    }
+}
+
+/// Another process's arena, mapped here (or this process's own, for ranks that are threads).
+pub struct PeerArena {
+    map: Option<Mapping>,
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: as for `Mapping`.
+unsafe impl Send for PeerArena {}
+unsafe impl Sync for PeerArena {}
+
+static PEERS: Mutex<Option<HashMap<u64, Weak<PeerArena>>>> = Mutex::new(None);
+
+impl PeerArena {
+    /// Maps the arena named `id` of `len` bytes behind `fd`, once per process.
+    pub fn map(id: u64, len: usize, fd: Option<OwnedFd>) -> Result<Arc<PeerArena>> {
+        let own = arena()?;
+        if own.id() == id {
+            return Ok(Arc::new(PeerArena { map: None, base: own.base(), len: own.size() }));
+        }
+        let mut peers = PEERS.lock().unwrap_or_else(|e| e.into_inner());
+        let peers = peers.get_or_insert_with(HashMap::new);
+        peers.retain(|_, p| p.strong_count() > 0);
+        if let Some(p) = peers.get(&id).and_then(Weak::upgrade) {
+            return Ok(p);
+        }
+        let fd = fd.ok_or_else(|| Error::internal("a peer on this host sent no memory descriptor"))?;
+        // SAFETY: an all-zero stat is valid, fstat fills it.
+        let mut st: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: plain system call.
+        let ok = unsafe { libc::fstat(fd.as_raw_fd(), &mut st) } == 0;
+        if !ok || st.st_size as usize != len || len < PAGE {
+            return Err(Error::remote("a peer's shared memory is not of the size it says"));
+        }
+        let map = Mapping::new(fd.as_fd(), len).map_err(|e| {
+            Error::io("cannot map a peer's shared memory", &e)
+                .hint("raise the limit on virtual memory (`ulimit -v`)")
+        })?;
+        let p = Arc::new(PeerArena { base: map.base, len, map: Some(map) });
+        peers.insert(id, Arc::downgrade(&p));
+        Ok(p)
+    }
+
+    /// Address of `offset..offset + len`, if it lies in the arena.
+    #[inline]
+    pub fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        if offset > self.len || len > self.len - offset {
+            return None;
+        }
+        // SAFETY: inside the mapping, as just checked.
+        Some(unsafe { self.base.add(offset) })
+    }
+
+    /// Whether this is another process's memory.
+    pub fn foreign(&self) -> bool {
+        self.map.is_some()
+    }
+}
+
+static OWN: Mutex<Option<(u32, &'static Arena)>> = Mutex::new(None);
+
+/// The process's arena, made at first use. A forked child gets its own.
+pub fn arena() -> Result<&'static Arena> {
+    let pid = std::process::id();
+    let mut own = OWN.lock().unwrap_or_else(|e| e.into_inner());
+    match *own {
+        Some((p, a)) if p == pid => Ok(a),
+        _ => {
+            // Lives as long as the process: user memory may be in it until the end.
+            let a: &'static Arena = Box::leak(Box::new(Arena::new()?));
+            *own = Some((pid, a));
+            Ok(a)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_zeroed_disjoint_and_come_back() {
+        let a = Arena::new().unwrap();
+        let b1 = a.alloc(100).unwrap();
+        let b2 = a.alloc(3 << 20).unwrap();
+        let b3 = a.alloc(5000).unwrap();
+        for (b, c) in [(b1, b2), (b2, b3), (b1, b3)] {
+            assert!(b.offset + b.len <= c.offset || c.offset + c.len <= b.offset, "{b:?} {c:?}");
+        }
+        // SAFETY: our own block.
+        unsafe {
+            let p = a.base().add(b2.offset);
+            std::ptr::write_bytes(p, 7, b2.len);
+            assert_eq!(a.offset_of(p, b2.len), Some(b2.offset));
+        }
+        assert!(a.free(b2.offset));
+        assert!(!a.free(b2.offset), "freed twice");
+        assert!(!a.free(b1.offset + 1), "not a start");
+        let b4 = a.alloc(4 << 20).unwrap();
+        // SAFETY: our own block.
+        let bytes = unsafe { std::slice::from_raw_parts(a.base().add(b4.offset), b4.len) };
+        assert!(bytes.iter().all(|&x| x == 0));
+        for b in [b1, b3, b4] {
+            assert!(a.free(b.offset));
+        }
+        assert_eq!(a.space().free, BTreeMap::from([(0, a.size())]), "free ranges merge");
+        assert!(a.alloc(a.size() + 1).is_err());
+    }
+
+    #[test]
+    fn user_memory() {
+        let p = super::super::alloc(1 << 20).unwrap();
+        // SAFETY: ours.
+        unsafe {
+            p.write(1);
+            assert!(super::super::free(p.add(8)).is_err());
+            super::super::free(p).unwrap();
+            assert!(super::super::free(p).is_err());
+            super::super::free(std::ptr::null_mut()).unwrap();
+        }
+    }
+}
