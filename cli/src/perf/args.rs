@@ -117,8 +117,8 @@ pub struct PerfArgs {
     /// Bind rank r to core r mod cores
     #[arg(long)]
     pub pin: bool,
-    /// Reduce a model's list of gradients instead: resnet50, alexnet, or a FILE of lines name,elements
-    /// or name,elements,type in the order of reduction; -b, -e and -o all do not apply
+    /// Reduce a model's list of gradients instead: resnet50, alexnet, or a FILE of lines
+    /// name,elements[,type] in the order of reduction; -b, -e and -o all do not apply
     #[arg(long, value_name = "MODEL|FILE")]
     pub tensors: Option<String>,
 
