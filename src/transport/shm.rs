@@ -28,7 +28,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::{Fault, Link, Recv};
+use super::{Fault, Link, REF_MIN, Recv};
 use crate::memory::{Arena, PeerArena};
 
 const LINE: usize = 64;
@@ -359,8 +359,14 @@ impl Link for ShmLink {
         self.post(code, fp);
     }
 
+    #[inline]
+    fn replies_in_place(&self) -> bool {
+        true
+    }
+
+    #[inline]
     fn can_ref(&self, src: *const u8, len: usize) -> bool {
-        len > INLINE && self.own.offset_of(src, len).is_some()
+        len >= REF_MIN && self.own.offset_of(src, len).is_some()
     }
 
     #[inline]
