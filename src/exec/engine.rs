@@ -264,7 +264,7 @@ impl Engine {
                 let link = &mut links[n as usize];
                 if l.by_ref(link, p, len) {
                     if !link.room() {
-                        return Step::Wait(n);
+                        return wait(link, n);
                     }
                     // SAFETY: the span is the caller's; the algorithm is proved safe by reference.
                     unsafe { link.send_ref(p, len, l.fp) };
