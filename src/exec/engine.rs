@@ -227,6 +227,11 @@ impl Engine {
             if l.stream {
                 reduce::store_fence();
             }
+            // All of them before waiting for any: a peer may be waiting for what `finish` tells it, and
+            // not tell us what we wait for before it has heard that.
+            for &n in &l.bound.links {
+                links[n as usize].finish();
+            }
         }
         while let Some(&link) = l.bound.links.get(self.closed) {
             let waited = &mut links[link as usize];
@@ -235,7 +240,6 @@ impl Engine {
                 self.blocked.push(Blocked { lane: 0, tile: l.tiling.tiles(), op: 0, link, fault });
                 return false;
             }
-            waited.finish();
             self.closed += 1;
         }
         true

@@ -456,7 +456,6 @@ impl Link for ShmLink {
 
     #[inline]
     fn finish(&mut self) {
-        self.refs_until = self.acked;
         if self.owes_ack {
             self.owes_ack = false;
             if self.published != self.received {
@@ -471,8 +470,13 @@ impl Link for ShmLink {
         let out = |l: &Self| l.refs_until.wrapping_sub(l.acked) as i32 > 0;
         if out(self) {
             self.collect();
+            if out(self) {
+                return false;
+            }
         }
-        !out(self)
+        // Kept close to the counter that it is compared with, which wraps around.
+        self.refs_until = self.acked;
+        true
     }
 
     fn capacity(&self) -> usize {
