@@ -22,7 +22,8 @@
 //!
 //! **Flow control.** At most 4 messages are unconsumed in a direction. Consumption is acknowledged in the
 //! headers of the other direction; by the credit line only when 2 are unacknowledged, so that at least
-//! 3 are always allowed. With 16 slots, at most 8 idle on one side, 4 + 3 in flight, the sender
+//! 3 are always allowed. (A sender without room looks at the headers that have arrived, also where
+//! nobody has asked for their messages yet: the schedule may order these after what it sends now.) With 16 slots, at most 8 idle on one side, 4 + 3 in flight, the sender
 //! always finds one: flow control by slots is never tighter than by messages.
 
 use std::sync::Arc;
@@ -201,9 +202,20 @@ impl ShmLink {
         }
     }
 
-    /// Reads what the peer wrote to our sending direction's credit line.
+    /// Takes every acknowledgement and slot that the peer has given so far: those in messages that have
+    /// arrived but that nobody has asked for yet, and those in our sending direction's credit line.
     #[cold]
     fn collect(&mut self) {
+        for i in 0..DEPTH {
+            let seq = self.received.wrapping_add(i);
+            // Acquire: what the peer did before this message comes with it.
+            // SAFETY: the peer's header line.
+            let w = unsafe { Self::word(Self::line(self.rx, seq)) }.load(Ordering::Acquire);
+            if w as u16 != seq.wrapping_add(1) as u16 {
+                break;
+            }
+            self.ack((w >> 16) as u8);
+        }
         // SAFETY: the credit line of our own sending direction.
         let credit = unsafe { self.tx.add(CREDIT) };
         // Acquire: the returned slots' numbers (and the peer's last stores to them) come with it.
