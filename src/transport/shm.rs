@@ -23,8 +23,15 @@
 //! **Flow control.** At most 4 messages are unconsumed in a direction. Consumption is acknowledged in the
 //! headers of the other direction; by the credit line only when 2 are unacknowledged, so that at least
 //! 3 are always allowed. (A sender without room looks at the headers that have arrived, also where
-//! nobody has asked for their messages yet: the schedule may order these after what it sends now.) With 16 slots, at most 8 idle on one side, 4 + 3 in flight, the sender
-//! always finds one: flow control by slots is never tighter than by messages.
+//! nobody has asked for their messages yet: the schedule may order these after what it sends now.)
+//!
+//! Of the 16 slots a rank owns at most 8: those that lie idle and those that were given back to it. A
+//! slot is given back by a rank that owns 8, so the other one then has at most 8, those under way to
+//! it included; and a rank that receives a slot keeps it only if it then has at most 8. To count those
+//! that were given back but that it has not seen yet, each message in a slot says how many its sender
+//! has given back in all. (Later ones do not matter: see the sentence before.) So a sender that owns
+//! none, with at most 4 + 3 slots in flight, would leave more than 8 to its peer: it always finds
+//! one, and flow control by slots is never tighter than by messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -36,7 +43,7 @@ const LINE: usize = 64;
 /// Messages in flight per direction.
 const DEPTH: u32 = 4;
 const SLOTS: usize = 16;
-/// Slots that may lie idle on one side.
+/// Slots that may lie idle on one side, those that it has not yet taken back included.
 const IDLE_MAX: usize = 8;
 /// Unacknowledged messages at which the credit line is written.
 const ACK_LAG: u32 = 2;
@@ -112,6 +119,8 @@ pub struct ShmLink {
     /// Where the message being received lies.
     current: Place,
     current_len: usize,
+    /// Slots that the peer had given back in all when it sent that message.
+    current_given: u32,
     /// A message by reference has been received whose consumption the peer may wait for.
     owes_ack: bool,
     refs_until: u32,
@@ -164,6 +173,7 @@ impl ShmLink {
             next: Place::None,
             current: Place::None,
             current_len: 0,
+            current_given: 0,
             owes_ack: false,
             refs_until: 0,
             own,
@@ -360,7 +370,7 @@ impl Link for ShmLink {
     fn commit(&mut self, len: usize, fp: u32) {
         let (code, info) = match self.next {
             Place::Line => (IN_LINE, None),
-            Place::Slot(s) => (s, Some(0)),
+            Place::Slot(s) => (s, Some(u64::from(self.returned))),
             Place::Peer(o) => (REPLY_REF, Some(o)),
             Place::None => unreachable!("commit without a slot"),
         };
@@ -428,6 +438,7 @@ impl Link for ShmLink {
         self.current_len = len;
         match slot {
             s if (s as usize) < SLOTS => {
+                self.current_given = offset as u32;
                 // Asked again after `send_reply_slot` took the slot over: it is no longer ours to free.
                 self.current = if self.next == Place::Slot(s) { Place::Line } else { Place::Slot(s) };
                 Recv::Ready(self.slot(s))
@@ -453,7 +464,9 @@ impl Link for ShmLink {
     fn release(&mut self) {
         self.received = self.received.wrapping_add(1);
         if let Place::Slot(s) = self.current {
-            if self.nfree >= IDLE_MAX {
+            // Those that the peer has given back and we have not yet taken are ours as well.
+            let given = (self.current_given.wrapping_sub(self.taken) as i32).max(0) as usize;
+            if self.nfree + given >= IDLE_MAX {
                 self.give_back(s, self.current_len);
             } else {
                 self.free[self.nfree] = s;
