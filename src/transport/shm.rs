@@ -426,6 +426,10 @@ impl Link for ShmLink {
         // SAFETY: the payload of the peer's header line.
         let payload = unsafe { line.add(8) };
         if slot == IN_LINE {
+            if len > INLINE {
+                self.fault = Some(Fault::Length { got: INLINE });
+                return Recv::Fault;
+            }
             self.current = Place::Line;
             return Recv::Ready(payload);
         }
