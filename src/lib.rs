@@ -16,6 +16,7 @@ pub mod capi;
 pub mod comm;
 pub mod error;
 pub mod exec;
+pub mod log;
 pub mod memory;
 pub mod reduce;
 pub mod schedule;

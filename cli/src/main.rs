@@ -1,1 +1,46 @@
-fn main() {}
+//! `graccl`: measures, launches and proves collectives.
+
+mod launch;
+mod perf;
+mod schedules;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measure, launch and prove collectives.
+#[derive(Parser)]
+#[command(name = "graccl", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start N copies of a program on this machine as the ranks of one job.
+    Run(launch::RunArgs),
+    /// Time a collective and check its results (the flags and rows of nccl-tests).
+    Perf(Box<perf::PerfArgs>),
+    /// Prove that the schedules of all algorithms are right, and say what was proved.
+    Verify(verify::VerifyArgs),
+    /// Print one schedule.
+    Show(verify::ShowArgs),
+}
+
+fn main() -> ExitCode {
+    let (name, result) = match Cli::parse().command {
+        Command::Run(a) => ("run", launch::main(a)),
+        Command::Perf(a) => ("perf", perf::main(&a)),
+        Command::Verify(a) => ("verify", verify::verify(a)),
+        Command::Show(a) => ("show", verify::show(a)),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(e) => {
+            eprintln!("graccl {name}: {e}");
+            ExitCode::from(if e.code == graccl::Code::InvalidArgument { 2 } else { 1 })
+        }
+    }
+}

@@ -1,14 +1,434 @@
 //! How ranks find each other and connect.
+//!
+//! One process is the *root* of a communicator: it made the [`UniqueId`], or it is rank 0 of a job
+//! that a launcher started. All ranks connect to the root and leave their [`Member`] card; when
+//! all are there, each gets all cards ([`Bootstrap::rendezvous`]). Afterwards any two ranks connect
+//! directly ([`Bootstrap::connect`]): by Unix sockets on one host, which then needs no network at
+//! all, by TCP otherwise.
+//!
+//! ```text
+//! mod        rendezvous, connect
+//! id         the unique id               env      the job as its launcher describes it
+//! host       host identity, interfaces and their choice
+//! service    the thread that does it     conn     one non-blocking connection
+//! handshake  a connection's life         wire     its messages and their proofs
+//! dial, accept, root   the three things that connections are for
+//! ```
 
-use crate::Result;
+mod accept;
+mod conn;
+mod dial;
+mod env;
+mod handshake;
+mod host;
+mod id;
+mod root;
+mod service;
+mod wire;
 
-/// Names a communicator to be: 128 bytes that rank 0 makes and every rank must be given.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct UniqueId(pub [u8; 128]);
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-impl UniqueId {
-    /// Makes an id and starts to listen for the ranks that will join with it.
-    pub fn create() -> Result<UniqueId> {
-        Ok(UniqueId([0; 128]))
+pub use env::{EnvJob, from_env};
+pub use id::UniqueId;
+
+use crate::log::{Level, log};
+use crate::{Error, Result};
+use accept::Accept;
+use conn::Addr;
+use dial::Dial;
+use id::{IdParts, Place};
+use service::{Outcome, Service};
+use wire::{Hello, Join, Key, MAX_BODY, MAX_VERDICT, ROOT, Role, Tag};
+
+/// How long one address of a root that may not be up yet is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Longest `hello` of a connection, bytes.
+pub const MAX_HELLO: usize = 4096;
+
+/// What every rank knows of every rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub rank: usize,
+    /// Identity of its host: equal for ranks that can share memory.
+    pub host: u64,
+    /// Its host's name, followed by "/" and `GRACCL_HOST_ID` if that is set there.
+    pub hostname: String,
+    /// Its process, as that process sees itself.
+    pub pid: u32,
+    /// Where other hosts can reach it, best first.
+    pub addrs: Vec<IpAddr>,
+    /// Its TCP port, 0 if it has none.
+    pub port: u16,
+    /// Its abstract Unix name.
+    unix: [u8; 16],
+}
+
+impl Member {
+    fn place(&self) -> String {
+        format!("pid {} on {}", self.pid, self.hostname)
     }
+
+    /// "rank 2 (pid 7 on node1)".
+    pub fn who(&self) -> String {
+        format!("rank {} ({})", self.rank, self.place())
+    }
+}
+
+/// The ranks of one communicator, and the means to connect to them.
+///
+/// May be shared between threads. Dropping it refuses peers that have not connected yet; streams
+/// that were made stay.
+pub struct Bootstrap {
+    pub rank: usize,
+    pub size: usize,
+    /// By rank.
+    pub members: Vec<Member>,
+    /// Host number of each rank: 0, 1, ... in the order of the hosts' first ranks.
+    pub hosts: Vec<u32>,
+    /// `None` for a communicator of one rank, which needs none of this.
+    link: Option<Link>,
+}
+
+/// A rank's registration as one that accepts peers; ends when dropped.
+struct Link {
+    service: &'static Service,
+    tag: Tag,
+    key: Key,
+    rank: u32,
+    /// False when this process has that rank twice: the root will say so.
+    owner: bool,
+    pid: u32,
+}
+
+impl Link {
+    fn new(service: &'static Service, key: Key, rank: u32) -> Link {
+        let tag = wire::tag(&key);
+        let owner = service.lock().ends.insert((tag, rank), key).is_none();
+        Link { service, tag, key, rank, owner, pid: std::process::id() }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.owner {
+            self.service.lock().close_end(self.tag, self.rank);
+            self.service.poke();
+        }
+    }
+}
+
+/// A stream between two ranks.
+#[derive(Debug)]
+pub struct PeerConn {
+    /// A connected stream socket in blocking mode, without delay (TCP). Nothing has been read from it
+    /// beyond the peer's hello.
+    pub stream: OwnedFd,
+    /// It is a Unix socket, between two processes of one host.
+    pub local: bool,
+    /// What the peer gave as `hello`.
+    pub hello: Vec<u8>,
+    /// The descriptor that the peer gave; only over Unix sockets.
+    pub fd: Option<OwnedFd>,
+}
+
+/// A connection that was asked for: [`Pending::wait`] for it. Dropping it gives it up.
+#[must_use]
+pub struct Pending<'a> {
+    boot: &'a Bootstrap,
+    service: &'static Service,
+    ticket: u64,
+    peer: usize,
+    started: Instant,
+}
+
+impl Bootstrap {
+    /// Joins the communicator that `id` names as `rank` of `size`, and learns who the others are.
+    /// Collective: blocks until all ranks have joined.
+    ///
+    /// # Errors
+    /// The same on all ranks that joined: `Timeout` with the missing ranks after `init_timeout`,
+    /// `InvalidUsage` when a rank joined twice or ranks disagree about `size`, `RemoteError` when
+    /// a rank or the root died. Only here: `InvalidArgument`, `RemoteError` when the root cannot be
+    /// reached, `SystemError`.
+    pub fn rendezvous(id: &UniqueId, rank: usize, size: usize, init_timeout: Duration) -> Result<Bootstrap> {
+        if rank >= size || size >= ROOT as usize {
+            return Err(Error::argument(format!("rank {rank} of {size} ranks does not exist"))
+                .hint("ranks are 0 to size - 1"));
+        }
+        let parts = id.parts()?;
+        let me = host::identity()?;
+        let mut card = Member {
+            rank,
+            host: me.id,
+            hostname: me.name,
+            pid: std::process::id(),
+            addrs: Vec::new(),
+            port: 0,
+            unix: [0; 16],
+        };
+        if size == 1 {
+            if let Some(service) = service::current().filter(|_| !parts.keep) {
+                // An id made here is used up.
+                service.lock().close_root(&parts.root_tag());
+                service.poke();
+            }
+            return Ok(Bootstrap { rank, size, members: vec![card], hosts: vec![0], link: None });
+        }
+        let service = Service::get().map_err(|e| e.who(format!("rank {rank}")))?;
+        let home = service.home().map_err(|e| e.who(format!("rank {rank}")))?;
+        (card.unix, card.port, card.addrs) = (home.unix, home.port, home.addrs);
+        // Peers may connect as soon as they know this card, so the link comes first.
+        let link = Link::new(service, parts.session_key(), rank as u32);
+        if parts.rank0_listens && rank == 0 {
+            let first = parts.port;
+            service.open_root(parts.key, first..first.saturating_add(parts.ports.into()))?;
+        }
+        let members = join(service, &parts, card, size, init_timeout)?;
+        let mut seen: Vec<u64> = Vec::new();
+        let hosts = members.iter().map(|m| {
+            let n = seen.iter().position(|h| *h == m.host).unwrap_or(seen.len());
+            if n == seen.len() {
+                seen.push(m.host);
+            }
+            n as u32
+        });
+        let hosts = hosts.collect();
+        log(Level::Info, Some(rank), format_args!("{size} ranks on {} host(s) have joined", seen.len()));
+        Ok(Bootstrap { rank, size, members, hosts, link: Some(link) })
+    }
+
+    /// Connects to `peer`, which must call this with this rank and the same `purpose`. By Unix socket
+    /// on one host, else by TCP. `hello` (at most [`MAX_HELLO`] bytes) and, on one host, a duplicate
+    /// of `fd` are given to the peer.
+    ///
+    /// Blocks until the peer has called it too. So ranks must visit their peers in an order that
+    /// cannot form a circle (ascending is such an order), or [`Bootstrap::start`] all first.
+    ///
+    /// # Errors
+    /// `Timeout` at `deadline`, `RemoteError` when the peer cannot be reached or has left,
+    /// `SystemError` when descriptors run out.
+    pub fn connect(
+        &self,
+        peer: usize,
+        purpose: u32,
+        hello: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> Result<PeerConn> {
+        self.start(peer, purpose, hello, fd, false)?.wait(deadline)
+    }
+
+    /// Like [`Bootstrap::connect`] by TCP, even to a rank of this host (then over 127.0.0.1). Both
+    /// sides must ask for TCP; use another `purpose` than for other connections.
+    pub fn connect_tcp(
+        &self,
+        peer: usize,
+        purpose: u32,
+        hello: &[u8],
+        deadline: Instant,
+    ) -> Result<PeerConn> {
+        self.start(peer, purpose, hello, None, true)?.wait(deadline)
+    }
+
+    /// Begins to connect without waiting, so that many connections come about at once, in any order.
+    /// See [`Bootstrap::connect`]; `tcp` asks for TCP on one host too.
+    pub fn start(
+        &self,
+        peer: usize,
+        purpose: u32,
+        hello: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+        tcp: bool,
+    ) -> Result<Pending<'_>> {
+        let Some(link) = self.link.as_ref().filter(|_| peer < self.size && peer != self.rank) else {
+            return Err(Error::argument(format!(
+                "rank {} of {} cannot connect to rank {peer}",
+                self.rank, self.size
+            )));
+        };
+        if hello.len() > MAX_HELLO {
+            return Err(Error::argument(format!(
+                "a hello has at most {MAX_HELLO} bytes, not {}",
+                hello.len()
+            )));
+        }
+        if link.pid != std::process::id() {
+            return Err(Error::usage("this communicator was made before fork(), by the parent process")
+                .hint("create communicators in the process that uses them"));
+        }
+        let who = || format!("rank {}", self.rank);
+        let fd = fd.map(|f| f.try_clone_to_owned()).transpose();
+        let fd = fd.map_err(|e| service::no_socket("cannot duplicate a descriptor", &e).who(who()))?;
+        let (me, now) = (self.rank as u32, Instant::now());
+        let (tag, body) = (link.tag, hello.to_vec());
+        let ticket = if self.rank > peer {
+            let peer = peer as u32;
+            let accept = Accept { tag, me, peer, purpose, body, fd, taken: false };
+            link.service.lock().start_accept(accept, now)
+        } else {
+            let m = &self.members[peer];
+            let local = m.host == self.members[self.rank].host;
+            let nonce = [0; 32];
+            let hello =
+                Hello { role: Role::Peer, tag, generation: 0, from: me, to: peer as u32, purpose, nonce };
+            let whom = format!("connected to {} (purpose {purpose})", m.who());
+            let addrs = addresses_of(m, local, tcp);
+            let mut dial = Dial::new(hello, link.key, body, MAX_BODY, whom, addrs);
+            dial.fd = fd;
+            link.service.lock().start_dial(dial, now)
+        };
+        link.service.poke();
+        Ok(Pending { boot: self, service: link.service, ticket, peer, started: now })
+    }
+}
+
+/// Where `m` can be reached, best first.
+fn addresses_of(m: &Member, local: bool, tcp: bool) -> Vec<Addr> {
+    if local && !tcp {
+        return vec![Addr::Unix(m.unix)];
+    }
+    if m.port == 0 {
+        return Vec::new();
+    }
+    let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+    let loopback = loopback.into_iter().filter(|_| local);
+    loopback.chain(m.addrs.iter().copied()).map(|a| Addr::Tcp(SocketAddr::new(a, m.port))).collect()
+}
+
+impl Pending<'_> {
+    /// Waits until the connection is made. See [`Bootstrap::connect`].
+    pub fn wait(self, deadline: Instant) -> Result<PeerConn> {
+        let peer = self.boot.members[self.peer].who();
+        let me = format!("rank {}", self.boot.rank);
+        match self.service.wait(self.ticket, deadline) {
+            Ok(Outcome::Peer(sock, local, hello, fd)) => {
+                Ok(PeerConn { stream: sock.into(), local, hello, fd })
+            }
+            Ok(Outcome::Nobody(tried)) => Err(Error::remote(format!("cannot reach {peer}: {tried}"))
+                .who(me)
+                .hint("look for that rank's first error; GRACCL_SOCKET_IFNAME chooses the interfaces")),
+            Ok(Outcome::Late(tried)) => {
+                let after = root::seconds(self.started.elapsed());
+                let tried = if tried.is_empty() { tried } else { format!("; failed: {tried}") };
+                Err(Error::timeout(format!("{peer} did not connect within {after}{tried}")).who(me).hint(
+                    "that rank may hang, or a firewall may drop packets between the hosts: \
+                     GRACCL_SOCKET_IFNAME chooses the interfaces, GRACCL_DEBUG=info shows them",
+                ))
+            }
+            Ok(Outcome::Verdict(_)) => Err(Error::internal("a peer answered like a root")),
+            Err(e) if e.who.is_empty() => Err(e.who(format!("{me}, {peer}"))),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        // Waited for or not: nothing of it stays.
+        if self.service.lock().cancel(self.ticket).is_some() {
+            self.service.poke();
+        }
+    }
+}
+
+impl fmt::Debug for Bootstrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bootstrap(rank {} of {}, hosts {:?})", self.rank, self.size, self.hosts)
+    }
+}
+
+/// Leaves the card at the root and waits for the verdict. While rank 0 has yet to come up, tries
+/// again until the time is over.
+fn join(
+    service: &'static Service,
+    id: &IdParts,
+    card: Member,
+    size: usize,
+    timeout: Duration,
+) -> Result<Vec<Member>> {
+    let rank = card.rank;
+    let start = Instant::now();
+    let deadline = start + timeout;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let (addrs, unresolved) = root_addresses(id, card.host);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait_ms = left.as_micros().div_ceil(1000).min(u32::MAX as u128) as u32;
+        let request = Join { size: size as u32, wait_ms, keep: id.keep, card: card.clone() };
+        let hello = Hello {
+            role: Role::Join,
+            tag: id.root_tag(),
+            generation: id.generation,
+            from: rank as u32,
+            to: ROOT,
+            purpose: 0,
+            nonce: [0; 32],
+        };
+        let whom = "joined at the root".to_string();
+        let mut dial = Dial::new(hello, id.key, request.encode(), MAX_VERDICT, whom, addrs);
+        dial.failures.extend(unresolved);
+        // Something else may hold one of the ports and keep silent.
+        dial.patience = id.rank0_listens.then_some(PATIENCE);
+        let ticket = service.lock().start_dial(dial, Instant::now());
+        service.poke();
+        let me = format!("rank {rank} of {size}");
+        // The root's own verdict comes at the deadline: a little later it is here.
+        let tried = match service.wait(ticket, deadline + Duration::from_secs(1))? {
+            Outcome::Verdict(bytes) => {
+                return wire::parse_verdict(&bytes, size)
+                    .ok_or_else(|| Error::internal("the root's answer makes no sense"))?
+                    .map_err(|e| if e.who.is_empty() { e.who(me) } else { e });
+            }
+            Outcome::Peer(..) => return Err(Error::internal("the root answered like a peer")),
+            Outcome::Nobody(tried) => tried,
+            Outcome::Late(tried) if tried.is_empty() => "it is silent".into(),
+            Outcome::Late(tried) => tried,
+        };
+        if !id.rank0_listens {
+            return Err(Error::remote(format!("cannot reach the root process: {tried}")).who(me).hint(
+                "the process that made the id must still run, and an id serves for one communicator; from \
+                 another host, its TCP port must be reachable (GRACCL_SOCKET_IFNAME chooses the interface)",
+            ));
+        }
+        if Instant::now() + pause >= deadline {
+            let after = root::seconds(timeout);
+            return Err(Error::timeout(format!("rank 0 did not answer within {after}: {tried}")).who(me).hint(
+                "check that rank 0 was started, that all ranks have the same GRACCL_KEY, and that MASTER_ADDR \
+                 (and GRACCL_PORT or MASTER_PORT) lead to its host",
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+}
+
+/// Where the root may listen, best first, and a note if its name could not be resolved.
+fn root_addresses(id: &IdParts, my_host: u64) -> (Vec<Addr>, Option<String>) {
+    let mut addrs = Vec::new();
+    if id.host == 0 || id.host == my_host {
+        addrs.push(Addr::Unix(wire::root_name(&id.key)));
+    }
+    if id.port == 0 {
+        return (addrs, None);
+    }
+    let mut note = None;
+    let ips: Vec<IpAddr> = match &id.place {
+        Place::Addrs(ips) => ips.clone(),
+        Place::Named(name) if name.is_empty() => Vec::new(),
+        Place::Named(name) => match (name.as_str(), 0).to_socket_addrs() {
+            Ok(found) => found.map(|a| a.ip()).collect(),
+            Err(e) => {
+                note = Some(format!("{name}: {e}"));
+                Vec::new()
+            }
+        },
+    };
+    let ports = id.port..id.port.saturating_add(id.ports.into());
+    let tcp = ips.iter().flat_map(|ip| ports.clone().map(|p| Addr::Tcp(SocketAddr::new(*ip, p))));
+    addrs.extend(tcp);
+    (addrs, note)
 }

@@ -83,8 +83,9 @@ pub struct Algorithm {
     pub min_depth: u32,
     /// Uses the groups; the others take all ranks as equal.
     pub hierarchical: bool,
-    /// A receiver may read the sender's memory instead of a copy, also in place: the source of an op
-    /// with one local source, or else the `Out` span that the op stores together with its sends.
+    /// A receiver may read the sender's memory instead of a copy, also in place: the `Out` span that
+    /// an op stores together with its sends, or else the only source of an op, when that is local.
+    /// Proved for all such messages at once, and so for any of them: fewer references read less.
     pub ref_safe: bool,
     /// Besides, an op that receives from a peer and sends to the same peer on the same port may write
     /// that message right into the memory that it read the received one from (`Out`, or `In` in

@@ -23,5 +23,5 @@ pub use op::{Arg, ArgKind, Lane, Op, Program};
 pub use print::{describe, first_chunk, goal, picture, step};
 pub use shape::cut;
 pub use verify::{
-    Claims, Fault, FaultKind, MAX_RANKS, Proof, Summary, check, groupings, live_at, verify, verify_all,
+    Claims, Fault, FaultKind, Proof, Summary, check, groupings, live_at, verify, verify_all, verify_up_to,
 };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::op::{Arg, ArgKind, Program};
+use super::op::{Arg, ArgKind, Lane, Op, Program};
 use super::print::first_chunk;
 use super::verify::{Fault, FaultKind};
 
@@ -103,8 +103,8 @@ impl<'a> Net<'a> {
         let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
         let mut net = Net { programs, chunks, scratch, lanes: Vec::new(), channels: Vec::new(), messages: 0 };
         for (rank, program) in programs.iter().enumerate() {
-            if (program.chunks, program.scratch) != (chunks, scratch) {
-                let what = "cuts the buffer differently from rank 0, or has other scratch".into();
+            if chunks == 0 || (program.chunks, program.scratch) != (chunks, scratch) {
+                let what = "cuts the buffer into no chunks, or differently from rank 0".into();
                 return Err(Fault::whole(FaultKind::Malformed, rank, what));
             }
             for index in 0..program.lanes.len() {
@@ -124,87 +124,79 @@ impl<'a> Net<'a> {
         let lane = &self.programs[rank].lanes[index];
         let mut wired = NetLane { rank, index, ops: Vec::new(), operands: Vec::new() };
         for (i, op) in lane.ops.iter().enumerate() {
-            let bad = |what: String| Fault::at(self.programs, FaultKind::Malformed, (rank, index, i), what);
             let end = op.arg as usize + op.nsrc as usize + op.ndst as usize;
             if end > lane.args.len() || op.nsrc == 0 || op.ndst == 0 || op.len == 0 {
                 let what = "has no source, no destination, no length, or operands that are not there";
                 return Err(Fault::whole(FaultKind::Malformed, rank, format!("lane {index}, op {i} {what}")));
             }
-            let at = first_chunk(lane, op).ok_or_else(|| bad("has no local operand".into()))?;
-            if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
-                return Err(bad(format!("runs past the last chunk, {}", self.chunks - 1)));
-            }
-            let first = wired.operands.len() as u32;
-            for src in lane.srcs(op) {
-                let operand = match src.kind {
-                    ArgKind::Send => return Err(bad("has a send as a source".into())),
-                    ArgKind::Recv => {
-                        let peer = self.peer(lane.peers.get(src.ix as usize), rank).map_err(&bad)?;
-                        let channel = wiring.channel(peer, rank as u32, src.port);
-                        wiring.ends[channel as usize].recvs.push((self.lanes.len() as u32, i as u32));
-                        Operand::Message { channel, reply: None }
-                    }
-                    _ => Operand::Local(self.region(src, at).map_err(&bad)?),
-                };
-                wired.operands.push(operand);
-            }
-            for dst in lane.dsts(op) {
-                match dst.kind {
-                    ArgKind::In => return Err(bad("writes the input".into())),
-                    ArgKind::Recv => return Err(bad("has a receive as a destination".into())),
-                    ArgKind::Send if dst.at == 0 => return Err(bad("sends to nobody".into())),
-                    ArgKind::Send => {
-                        for k in 0..dst.at as usize {
-                            let peer = self.peer(lane.peers.get(dst.ix as usize + k), rank).map_err(&bad)?;
-                            let channel = wiring.channel(rank as u32, peer, dst.port);
-                            wiring.ends[channel as usize].sends.push((self.lanes.len() as u32, i as u32));
-                            let back = wiring.channel(peer, rank as u32, dst.port);
-                            let reply = wired.operands[first as usize..][..op.nsrc as usize].iter().position(
-                                |src| matches!(src, Operand::Message { channel, .. } if *channel == back),
-                            );
-                            let reply = reply.map(|r| r as u32);
-                            wired.operands.push(Operand::Message { channel, reply });
-                        }
-                    }
-                    _ => wired.operands.push(Operand::Local(self.region(dst, at).map_err(&bad)?)),
-                }
-            }
-            let nsrc = op.nsrc as u32;
-            let ndst = wired.operands.len() as u32 - first - nsrc;
-            let mut wired_op =
-                NetOp { at, len: op.len, complete: op.complete, lend: None, first, nsrc, ndst };
-            let (srcs, dsts) = (wired.srcs(&wired_op), wired.dsts(&wired_op));
-            let twice = |list: &[Operand], only_messages: bool| {
-                let mut names: Vec<(bool, u32)> = list
-                    .iter()
-                    .filter_map(|o| match *o {
-                        Operand::Message { channel, .. } => Some((true, channel)),
-                        Operand::Local(region) => (!only_messages).then_some((false, region)),
-                    })
-                    .collect();
-                names.sort_unstable();
-                names.windows(2).any(|pair| pair[0] == pair[1])
-            };
-            if twice(srcs, true) || twice(dsts, false) {
-                return Err(bad("uses a channel twice, or writes the same span twice".into()));
-            }
-            wired_op.lend = match (srcs, dsts.iter().any(|d| matches!(d, Operand::Local(OUT)))) {
-                (_, true) => Some(OUT),
-                ([Operand::Local(region)], false) => Some(*region),
-                _ => None,
-            };
-            wired.ops.push(wired_op);
+            self.wire_op(wiring, &mut wired, lane, op)
+                .map_err(|what| Fault::at(self.programs, FaultKind::Malformed, (rank, index, i), what))?;
         }
         Ok(wired)
     }
 
-    fn peer(&self, peer: Option<&u32>, rank: usize) -> Result<u32, String> {
-        match peer {
+    /// Adds an op to `wired`, or says what is malformed.
+    fn wire_op(&self, wiring: &mut Wiring, wired: &mut NetLane, lane: &Lane, op: &Op) -> Result<(), String> {
+        let at = first_chunk(lane, op).ok_or("has no local operand")?;
+        if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
+            return Err(format!("runs past the end, {} chunks", self.chunks));
+        }
+        let (rank, here) = (wired.rank as u32, (self.lanes.len() as u32, wired.ops.len() as u32));
+        let mut srcs = Vec::with_capacity(op.nsrc as usize);
+        for src in lane.srcs(op) {
+            srcs.push(match src.kind {
+                ArgKind::Send => return Err("has a send as a source".into()),
+                ArgKind::Recv => {
+                    let channel = wiring.channel(self.peer(lane, src.ix as usize, rank)?, rank, src.port);
+                    wiring.ends[channel as usize].recvs.push(here);
+                    Operand::Message { channel, reply: None }
+                }
+                _ => Operand::Local(self.region(src, at)?),
+            });
+        }
+        let mut dsts = Vec::with_capacity(op.ndst as usize);
+        for dst in lane.dsts(op) {
+            match dst.kind {
+                ArgKind::In => return Err("writes the input".into()),
+                ArgKind::Recv => return Err("has a receive as a destination".into()),
+                ArgKind::Send if dst.at == 0 => return Err("sends to nobody".into()),
+                ArgKind::Send => {
+                    for k in 0..dst.at as usize {
+                        let peer = self.peer(lane, dst.ix as usize + k, rank)?;
+                        let channel = wiring.channel(rank, peer, dst.port);
+                        wiring.ends[channel as usize].sends.push(here);
+                        let back = wiring.channel(peer, rank, dst.port);
+                        let asks =
+                            |s: &Operand| matches!(s, Operand::Message { channel, .. } if *channel == back);
+                        let reply = srcs.iter().position(asks).map(|src| src as u32);
+                        dsts.push(Operand::Message { channel, reply });
+                    }
+                }
+                _ => dsts.push(Operand::Local(self.region(dst, at)?)),
+            }
+        }
+        if repeats(&srcs, false) || repeats(&dsts, true) {
+            return Err("uses a channel twice, or writes the same span twice".into());
+        }
+        let lend = match srcs[..] {
+            _ if dsts.iter().any(|d| matches!(d, Operand::Local(OUT))) => Some(OUT),
+            [Operand::Local(region)] => Some(region),
+            _ => None,
+        };
+        let (first, nsrc, ndst) = (wired.operands.len() as u32, srcs.len() as u32, dsts.len() as u32);
+        wired.ops.push(NetOp { at, len: op.len, complete: op.complete, lend, first, nsrc, ndst });
+        wired.operands.append(&mut srcs);
+        wired.operands.append(&mut dsts);
+        Ok(())
+    }
+
+    fn peer(&self, lane: &Lane, ix: usize, rank: u32) -> Result<u32, String> {
+        match lane.peers.get(ix) {
             None => Err("names a peer that is not in the lane's list".into()),
             Some(&p) if p as usize >= self.programs.len() => {
                 Err(format!("names rank {p}, which does not exist"))
             }
-            Some(&p) if p as usize == rank => Err("sends to or receives from itself".into()),
+            Some(&p) if p == rank => Err("sends to or receives from itself".into()),
             Some(&p) => Ok(p),
         }
     }
@@ -257,4 +249,15 @@ impl<'a> Net<'a> {
         let end = |list: &[(u32, u32)]| list.first().map_or(0, |end| end.0);
         Ok(Channel { from: end(&ends.sends), to: end(&ends.recvs) })
     }
+}
+
+/// Some channel, or with `memory` some span, is there twice.
+fn repeats(operands: &[Operand], memory: bool) -> bool {
+    let name = |operand: &Operand| match *operand {
+        Operand::Message { channel, .. } => Some((true, channel)),
+        Operand::Local(region) => memory.then_some((false, region)),
+    };
+    let mut names: Vec<(bool, u32)> = operands.iter().filter_map(name).collect();
+    names.sort_unstable();
+    names.windows(2).any(|pair| pair[0] == pair[1])
 }

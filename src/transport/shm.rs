@@ -49,10 +49,12 @@ const IDLE_MAX: usize = 8;
 const ACK_LAG: u32 = 2;
 /// Payload bytes of a header line.
 const INLINE: usize = 56;
-/// Largest message that is staged in a slot.
-pub const CAPACITY: usize = (256 << 10) + 256;
+/// Largest message to plan for.
+pub const MESSAGE: usize = 256 << 10;
+/// Bytes of a slot: cutting in cache lines may lengthen a message a little.
+const CAPACITY: usize = MESSAGE + 256;
 /// Slots start at page offsets that no page-aligned private buffer has: no cache set conflicts.
-const STRIDE: usize = (256 << 10) + 4096 + 320;
+const STRIDE: usize = MESSAGE + 4096 + 320;
 const DIRECTION: usize = 512;
 const CREDIT: usize = DEPTH as usize * LINE;
 const SLOTS_AT: usize = 4096 + 320;

@@ -69,9 +69,8 @@ pub fn double_tree(b: &mut Builder) {
     }
 }
 
-/// Where member `m` stands in the second tree. Members at even places are leaves: mirroring (for an
-/// even number of members) or shifting by one (for an odd number) makes the places of the inner
-/// members even. It is its own inverse, or is undone by shifting back.
+/// Where member `m` stands in the second tree. The members at even places are leaves, and mirroring
+/// (an even number of members) or shifting by one (an odd number) takes odd places to even ones.
 fn twin(m: usize, n: usize) -> usize {
     if n.is_multiple_of(2) { n - 1 - m } else { (m + 1) % n }
 }

@@ -1,6 +1,6 @@
 //! Whole connections over loopback sockets.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,10 +19,10 @@ fn streams() -> (TcpStream, TcpStream) {
     (a, listener.accept().unwrap().0)
 }
 
-/// Makes partial writes and reads likely.
-fn shrink(s: &TcpStream, name: libc::c_int, bytes: libc::c_int) {
+/// Makes partial writes likely.
+fn shrink(s: &TcpStream, bytes: libc::c_int) {
     let p = (&raw const bytes).cast();
-    assert_eq!(unsafe { libc::setsockopt(s.as_raw_fd(), libc::SOL_SOCKET, name, p, 4) }, 0);
+    assert_eq!(unsafe { libc::setsockopt(s.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, p, 4) }, 0);
 }
 
 fn conn(s: TcpStream, max_links: usize) -> TcpConn {
@@ -115,8 +115,8 @@ impl End {
         End { conn, links, side, rng: Rng::new(seed * 77 + side as u64), count }
     }
 
-    fn done(&self) -> bool {
-        self.links.iter_mut().all(|l| l.sent == self.count && l.got == self.count)
+    fn done(&mut self) -> bool {
+        self.links.iter().all(|l| l.sent == self.count && l.got == self.count)
             && !self.conn.wants_write()
             && self.links.iter_mut().all(|l| l.link.idle())
     }
@@ -184,13 +184,12 @@ impl End {
 
 fn random_streams(seed: u64) -> (TcpStream, TcpStream) {
     let (a, b) = streams();
-    if seed % 3 != 0 {
+    if !seed.is_multiple_of(3) {
         for s in [&a, &b] {
-            shrink(s, libc::SO_SNDBUF, 1 + (seed as libc::c_int % 5) * 3000);
+            // With the largest messages less tiny, or the kernel's timers make it last minutes.
+            let least = if seed % 4 == 3 { 60_000 } else { 1 };
+            shrink(s, least + (seed as libc::c_int % 5) * 3000);
         }
-    }
-    if seed % 3 == 2 {
-        shrink(&a, libc::SO_RCVBUF, 3000);
     }
     (a, b)
 }
@@ -221,13 +220,12 @@ fn random_traffic_in_alternation() {
 fn random_traffic_between_threads() {
     for seed in 20..28 {
         let (a, b) = random_streams(seed);
-        let count = if seed % 4 == 3 { 30 } else { 200 };
+        let count = [300, 200, 40, 12][seed as usize % 4];
         let run = |s: TcpStream, side: usize| {
             let c = conn(s, 8);
             // Handles are made here and used there.
             move || {
-                let whole = c;
-                let mut e = End::new(whole, side, 4, count, seed);
+                let mut e = End::new(c, side, 4, count, seed);
                 let end = deadline();
                 while !e.done() {
                     e.step(seed);
@@ -292,8 +290,7 @@ fn landing_goes_straight_to_its_place() {
 #[test]
 fn a_reference_is_idle_once_the_kernel_has_it() {
     let (a, b) = streams();
-    shrink(&a, libc::SO_SNDBUF, 5000);
-    shrink(&b, libc::SO_RCVBUF, 5000);
+    shrink(&a, 5000);
     let (a, b) = (conn(a, 8), conn(b, 8));
     let (mut s, mut r) = (a.link(0).unwrap(), b.link(0).unwrap());
     let mut data = vec![0u8; CAPACITY];
@@ -301,7 +298,7 @@ fn a_reference_is_idle_once_the_kernel_has_it() {
     assert!(s.idle() && !a.wants_write());
     unsafe { s.send_ref(data.as_ptr(), CAPACITY, 1) };
     assert!(!s.idle() && a.wants_write(), "1 MB does not fit into these socket buffers");
-    assert!(a.link(1).unwrap().idle(), "an other link");
+    assert!(a.link(1).unwrap().idle(), "another link");
     let end = deadline();
     while !s.idle() {
         a.pump();
@@ -319,24 +316,27 @@ fn a_reference_is_idle_once_the_kernel_has_it() {
 #[test]
 fn close_ends_all_use_of_the_callers_memory() {
     let (a, b) = streams();
-    shrink(&a, libc::SO_SNDBUF, 5000);
+    shrink(&a, 5000);
     let (a, b) = (conn(a, 8), conn(b, 8));
     let (mut s, mut r) = (a.link(0).unwrap(), b.link(0).unwrap());
     let data = vec![3u8; CAPACITY];
     let mut dst = vec![0u8; CAPACITY];
-    unsafe { r.land(dst.as_mut_ptr(), CAPACITY) };
+    let p = dst.as_mut_ptr();
+    unsafe { r.land(p, CAPACITY) };
+    // The link writes behind the compiler's back: look with a pointer.
+    let landed = || (0..CAPACITY).filter(|&i| unsafe { p.add(i).read_volatile() } != 0).count();
     unsafe { s.send_ref(data.as_ptr(), CAPACITY, 1) };
     let end = deadline();
-    while dst[0] == 0 {
+    while landed() == 0 {
         a.pump();
         b.pump();
         late(end);
     }
     b.close("aborted");
-    let before = dst.iter().filter(|&&x| x != 0).count();
+    let before = landed();
     assert!(before < CAPACITY);
     assert!(!b.pump());
-    assert_eq!(dst.iter().filter(|&&x| x != 0).count(), before);
+    assert_eq!(landed(), before);
     assert_eq!(r.recv(CAPACITY, 1), Recv::Fault);
     assert_eq!(r.fault(), Some(Fault::Broken("aborted".into())));
     while a.broken().is_none() {
@@ -416,8 +416,11 @@ fn garbage_on_the_socket_breaks_it_on_both_sides() {
         late(end);
     }
     assert!(matches!(l.fault(), Some(Fault::Broken(t)) if t.contains("unknown kind")), "{:?}", l.fault());
-    let read = std::io::Read::read(&mut b, &mut [0; 8]);
-    assert!(matches!(read, Ok(0)) || read.is_err());
+    b.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    match b.read(&mut [0; 8]) {
+        Ok(n) => assert_eq!(n, 0),
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
+    }
 }
 
 #[test]

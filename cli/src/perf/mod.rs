@@ -1,0 +1,93 @@
+//! `graccl perf`: times a collective and checks its results.
+
+mod args;
+mod buffer;
+mod data;
+mod job;
+mod report;
+mod run;
+mod table;
+mod tensors;
+
+pub use args::{PerfArgs, parse_size};
+
+use graccl::{Error, Result};
+
+use crate::launch;
+
+/// Variables that say which rank this process is, and of how many, most explicit first.
+const RANK_VARIABLES: [(&str, &str); 4] = [
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+];
+
+/// Rank and number of ranks, if a launcher started this process.
+fn launched() -> Option<(usize, usize)> {
+    let number = |name: &str| std::env::var(name).ok()?.trim().parse().ok();
+    RANK_VARIABLES.iter().find_map(|(rank, size)| Some((number(rank)?, number(size)?)))
+}
+
+/// `graccl perf`: joins the launcher's job, or starts one.
+pub fn main(a: &PerfArgs) -> Result<u8> {
+    a.check()?;
+    let Some((rank, size)) = launched() else { return start(a) };
+    if let Some(np) = a.np.filter(|&np| np as usize != size) {
+        return Err(Error::argument(format!("--np {np}, but the launcher started {size} ranks"))
+            .hint("leave --np out under a launcher"));
+    }
+    run::main(a, rank, size).map_err(|e| if size > 1 { prefix(e, rank) } else { e })
+}
+
+fn prefix(mut e: Error, rank: usize) -> Error {
+    e.what = format!("rank {rank}: {}", e.what);
+    e
+}
+
+/// Starts the ranks: this program again, with the same arguments.
+fn start(a: &PerfArgs) -> Result<u8> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let ranks =
+        a.np.map_or(cores.max(2), |n| n as usize).max(if a.np.is_none() { a.hosts as usize } else { 1 });
+    let bytes = match &a.tensors {
+        Some(list) => tensors::total_bytes(&tensors::load(list, a.datatype.0[0])?),
+        None => a.maxbytes,
+    };
+    check_memory(ranks, bytes)?;
+    let program =
+        std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))?;
+    launch::launch(&launch::Job {
+        command: "perf",
+        program: program.into(),
+        args: std::env::args_os().skip(1).collect(),
+        ranks,
+        hosts: a.hosts as usize,
+        prefix: true,
+        ours: true,
+    })
+}
+
+/// Two buffers per rank must fit into this machine's free memory, or the kernel would kill ranks.
+fn check_memory(ranks: usize, bytes: usize) -> Result<()> {
+    let need = bytes.saturating_mul(2).saturating_mul(ranks);
+    let Some(free) = free_memory() else { return Ok(()) };
+    if need > free {
+        let mib = |b: usize| b >> 20;
+        return Err(Error::argument(format!(
+            "{ranks} ranks with two buffers of {} MiB need {} MiB, but only {} MiB are free",
+            mib(bytes),
+            mib(need),
+            mib(free)
+        ))
+        .hint("use smaller buffers (-e) or fewer ranks (--np)"));
+    }
+    Ok(())
+}
+
+/// Bytes that can be had without swapping.
+fn free_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}

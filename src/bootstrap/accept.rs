@@ -1,0 +1,78 @@
+//! The higher rank's side of a link: a peer that has proved itself waits, parked, until the rank
+//! that it asked for wants it; or that rank waits for the peer.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use super::conn::Conn;
+use super::handshake::Step;
+use super::service::{State, Task, Ticket};
+use super::wire::{From, Hello, Key, Tag, seal};
+
+/// A rank that waits for a lower one to connect.
+pub(super) struct Accept {
+    pub tag: Tag,
+    pub me: u32,
+    pub peer: u32,
+    pub purpose: u32,
+    pub body: Vec<u8>,
+    pub fd: Option<OwnedFd>,
+    /// A connection was found and is being concluded.
+    pub taken: bool,
+}
+
+impl Accept {
+    fn wants(&self, hello: &Hello) -> bool {
+        !self.taken
+            && (self.tag, self.me, self.peer, self.purpose)
+                == (hello.tag, hello.to, hello.from, hello.purpose)
+    }
+}
+
+impl State {
+    pub fn start_accept(&mut self, accept: Accept, now: Instant) -> u64 {
+        let ticket = self.token();
+        let parked = self.conns.iter().find_map(|(token, (_, step))| match step {
+            Step::Parked { hello, .. } if accept.wants(hello) => Some(*token),
+            _ => None,
+        });
+        self.tickets.insert(ticket, Ticket { task: Task::Accept(accept), result: None });
+        if let Some(token) = parked {
+            self.take(ticket, token, now);
+        }
+        ticket
+    }
+
+    /// A peer has come: to a rank that waits for it already?
+    pub fn parked(&mut self, token: u64, now: Instant) {
+        let Some((_, Step::Parked { hello, .. })) = self.conns.get(&token) else { return };
+        let waiting = self.tickets.iter().find_map(|(ticket, t)| match &t.task {
+            Task::Accept(a) if t.result.is_none() && a.wants(hello) => Some(*ticket),
+            _ => None,
+        });
+        if let Some(ticket) = waiting {
+            self.take(ticket, token, now);
+        }
+    }
+
+    /// Answers the parked peer `token` for the rank that waits with `ticket`.
+    fn take(&mut self, ticket: u64, token: u64, now: Instant) {
+        let Some(Ticket { task: Task::Accept(a), .. }) = self.tickets.get_mut(&ticket) else { return };
+        let Some((_, Step::Parked { body, .. })) = self.conns.get_mut(&token) else { return };
+        a.taken = true;
+        let (theirs, ours, fd) = (std::mem::take(body), std::mem::take(&mut a.body), a.fd.take());
+        let message = |c: &mut Conn, secret: &Key| {
+            c.send(&seal(secret, From::Acceptor, &ours), fd.filter(|_| c.unix));
+        };
+        self.conclude(token, message, Step::Last { ticket: Some(ticket), body: theirs }, now);
+    }
+
+    /// Rank `me` takes no more peers: forgets those that wait for it.
+    pub fn close_end(&mut self, tag: Tag, me: u32) {
+        self.ends.remove(&(tag, me));
+        self.conns.retain(|_, (_, step)| {
+            !matches!(step, Step::Parked { hello, .. } | Step::Proof { hello, .. }
+                if hello.tag == tag && hello.to == me)
+        });
+    }
+}
