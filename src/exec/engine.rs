@@ -7,9 +7,6 @@ use crate::reduce::{self, Kernel};
 use crate::schedule::ArgKind;
 use crate::transport::{AnyLink, Link, Recv};
 
-/// By-reference messages shorter than this are staged: their bookkeeping costs more than a copy.
-const REF_MIN: usize = 8 << 10;
-
 /// Everything that one call adds to a bound program.
 pub struct Launch<'a> {
     pub bound: &'a Bound,
@@ -39,7 +36,7 @@ impl Launch<'_> {
     #[inline]
     fn by_ref(&self, link: &AnyLink, p: *const u8, len: usize) -> bool {
         let allowed = if matches!(link, AnyLink::Shm(_)) { self.by_ref_shm } else { self.by_ref_other };
-        allowed && len >= REF_MIN && link.can_ref(p, len)
+        allowed && link.can_ref(p, len)
     }
 }
 
@@ -63,6 +60,17 @@ pub trait Idle {
     fn moved(&mut self);
 }
 
+/// Answer of [`Engine::pass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Some lane advanced.
+    Moved,
+    /// Nothing advanced; [`Engine::blocked`] says what is waited for, and whether it is a fault.
+    Stuck,
+    /// The launch is over: this rank's output is complete and its buffers are free.
+    Done,
+}
+
 #[derive(Clone, Copy)]
 struct Cursor {
     lane: u32,
@@ -74,16 +82,34 @@ struct Cursor {
     table: usize,
 }
 
-/// Working memory of launches, kept between them so that a call allocates nothing.
+/// The state of one launch, and working memory that is kept between launches so that a call
+/// allocates nothing. Many launches under way need as many engines.
+///
+/// ```text
+///          start            last lane ends          last link idle
+/// (any) ---------> running ----------------> closing --------------> done
+///                  lanes step                 links were told that
+///                  through their ops          the call ends; some
+///                                             still use our memory
+/// ```
+///
+/// [`Engine::run`] goes all the way; whoever drives several launches in one thread calls
+/// [`Engine::start`] and then [`Engine::pass`] until it is `Done`. A launch is given up by not
+/// passing any more; `start` forgets it.
 #[derive(Default)]
 pub struct Engine {
+    /// Lanes that have not ended, one entry for each way; none when not running.
     cursors: Vec<Cursor>,
+    /// The links have been told that the call ends.
+    closing: bool,
+    /// Of the program's links, how many are known to be idle.
+    closed: usize,
     srcs: Vec<*const u8>,
     dsts: Vec<*mut u8>,
     blocked: Vec<Blocked>,
 }
 
-// SAFETY: the pointers are only meaningful inside `run`.
+// SAFETY: the pointers are only meaningful inside a pass.
 unsafe impl Send for Engine {}
 
 enum Step {
@@ -99,7 +125,22 @@ impl Engine {
     /// The launch's buffers are valid for the tiling's bytes, scratch for its strides, and nobody else
     /// uses them; `links` holds the links that the program was bound to.
     pub unsafe fn run(&mut self, l: &Launch, links: &mut [AnyLink], idle: &mut impl Idle) -> Result<()> {
+        self.start(l);
+        loop {
+            // SAFETY: the caller's promise.
+            match unsafe { self.pass(l, links) } {
+                Progress::Done => return Ok(()),
+                Progress::Moved => idle.moved(),
+                Progress::Stuck => idle.idle(links, &self.blocked)?,
+            }
+        }
+    }
+
+    /// Begins a launch, and forgets any earlier one. Nothing is sent yet.
+    #[inline]
+    pub fn start(&mut self, l: &Launch) {
         self.cursors.clear();
+        (self.closing, self.closed) = (false, 0);
         if self.srcs.len() < l.bound.operands {
             self.srcs.resize(l.bound.operands, std::ptr::null());
             self.dsts.resize(l.bound.operands, std::ptr::null_mut());
@@ -113,71 +154,95 @@ impl Engine {
                 }
             }
         }
-        while !self.cursors.is_empty() {
-            let mut moved = false;
-            self.blocked.clear();
-            let mut i = 0;
-            while i < self.cursors.len() {
-                let mut c = self.cursors[i];
-                let lane = &l.bound.lanes[c.lane as usize];
-                let done = loop {
-                    let op = &lane.ops[c.op as usize];
-                    // SAFETY: the caller's promise.
-                    let step = unsafe { self.step(l, links, lane, op, &c) };
-                    let (link, fault) = match step {
-                        Step::Fired => {
-                            moved = true;
-                            c.op += 1;
-                            if c.op as usize == lane.ops.len() {
-                                c.op = 0;
-                                c.tile += l.bound.ways;
-                                if c.tile >= tiles {
-                                    break true;
-                                }
-                                (c.base, c.table) = l.tiling.tile(c.tile);
+    }
+
+    /// What stood still in the last pass.
+    pub fn blocked(&self) -> &[Blocked] {
+        &self.blocked
+    }
+
+    /// Lets every lane advance as far as it can. Never blocks.
+    ///
+    /// # Safety
+    /// As for `run`, from `start` until the answer is `Done` or the launch is given up. `l` and `links`
+    /// are the same in all passes of a launch.
+    #[inline]
+    pub unsafe fn pass(&mut self, l: &Launch, links: &mut [AnyLink]) -> Progress {
+        let tiles = l.tiling.tiles();
+        let mut moved = false;
+        self.blocked.clear();
+        let mut i = 0;
+        while i < self.cursors.len() {
+            let mut c = self.cursors[i];
+            let lane = &l.bound.lanes[c.lane as usize];
+            let done = loop {
+                let op = &lane.ops[c.op as usize];
+                // SAFETY: the caller's promise.
+                let step = unsafe { self.step(l, links, lane, op, &c) };
+                let (link, fault) = match step {
+                    Step::Fired => {
+                        moved = true;
+                        c.op += 1;
+                        if c.op as usize == lane.ops.len() {
+                            c.op = 0;
+                            c.tile += l.bound.ways;
+                            if c.tile >= tiles {
+                                break true;
                             }
-                            continue;
+                            (c.base, c.table) = l.tiling.tile(c.tile);
                         }
-                        Step::Wait(link) => (link, false),
-                        Step::Fault(link) => (link, true),
-                    };
-                    let (lane, tile, op) = (c.lane as usize, c.tile, op.index);
-                    self.blocked.push(Blocked { lane, tile, op, link, fault });
-                    if fault {
-                        moved = false;
+                        continue;
                     }
-                    break false;
+                    Step::Wait(link) => (link, false),
+                    Step::Fault(link) => (link, true),
                 };
-                if done {
-                    self.cursors.swap_remove(i);
-                } else {
-                    self.cursors[i] = c;
-                    i += 1;
+                let (lane, tile, op) = (c.lane as usize, c.tile, op.index);
+                self.blocked.push(Blocked { lane, tile, op, link, fault });
+                if fault {
+                    moved = false;
                 }
-            }
-            if moved {
-                idle.moved();
-            } else if !self.cursors.is_empty() {
-                idle.idle(links, &self.blocked)?;
+                break false;
+            };
+            if done {
+                self.cursors.swap_remove(i);
+            } else {
+                self.cursors[i] = c;
+                i += 1;
             }
         }
-        if l.stream {
-            reduce::store_fence();
+        if self.cursors.is_empty() && self.close(l, links) {
+            Progress::Done
+        } else if moved {
+            Progress::Moved
+        } else {
+            Progress::Stuck
         }
-        for &n in &l.bound.links {
-            while !links[n as usize].idle() {
-                let b = Blocked {
-                    lane: 0,
-                    tile: tiles,
-                    op: 0,
-                    link: n,
-                    fault: links[n as usize].fault().is_some(),
-                };
-                idle.idle(links, &[b])?;
+    }
+
+    /// Ends the call on all links; false while one of them still uses the caller's memory.
+    #[inline]
+    fn close(&mut self, l: &Launch, links: &mut [AnyLink]) -> bool {
+        if !self.closing {
+            self.closing = true;
+            if l.stream {
+                reduce::store_fence();
             }
-            links[n as usize].finish();
+            // All of them before waiting for any: a peer may be waiting for what `finish` tells it, and
+            // not tell us what we wait for before it has heard that.
+            for &n in &l.bound.links {
+                links[n as usize].finish();
+            }
         }
-        Ok(())
+        while let Some(&link) = l.bound.links.get(self.closed) {
+            let waited = &mut links[link as usize];
+            if !waited.idle() {
+                let fault = waited.fault().is_some();
+                self.blocked.push(Blocked { lane: 0, tile: l.tiling.tiles(), op: 0, link, fault });
+                return false;
+            }
+            self.closed += 1;
+        }
+        true
     }
 
     /// # Safety
@@ -203,7 +268,7 @@ impl Engine {
                 let link = &mut links[n as usize];
                 if l.by_ref(link, p, len) {
                     if !link.room() {
-                        return Step::Wait(n);
+                        return wait(link, n);
                     }
                     // SAFETY: the span is the caller's; the algorithm is proved safe by reference.
                     unsafe { link.send_ref(p, len, l.fp) };
@@ -230,7 +295,8 @@ impl Engine {
                         Step::Fired
                     }
                     Recv::Pending => {
-                        // SAFETY: the lane stands at this op, so nobody uses the span before it has fired.
+                        // SAFETY: the lane stands at this op, and whatever it is ordered after has been done when
+                        // the message was sent: so nobody uses the span from then until it has fired.
                         unsafe { link.land(to, len) };
                         Step::Wait(n)
                     }

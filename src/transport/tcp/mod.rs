@@ -63,7 +63,7 @@ use std::sync::Arc;
 
 use libc::{c_int, c_void, iovec};
 
-use super::{Fault, Link, Recv};
+use super::{Fault, Link, REF_MIN, Recv};
 use crate::{Error, Result};
 use proto::{BATCH, Proto};
 
@@ -339,7 +339,7 @@ impl Link for TcpLink {
     }
 
     fn can_ref(&self, _src: *const u8, len: usize) -> bool {
-        len <= self.capacity()
+        (REF_MIN..=self.capacity()).contains(&len)
     }
 
     unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
