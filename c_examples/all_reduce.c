@@ -65,11 +65,11 @@ int main(void)
 
     /* Out of place: send is only read. All ranks make the same calls in the same order. */
     fill(send, count, rank);
-    CHECK(graccl_all_reduce(send, recv, count, GRACCL_F32, GRACCL_SUM, comm));
+    CHECK(graccl_all_reduce(send, recv, count, GRACCL_FLOAT32, GRACCL_SUM, comm));
     check("out of place", recv, count, size);
 
     /* In place: the result takes the place of the contribution. */
-    CHECK(graccl_all_reduce(send, send, count, GRACCL_F32, GRACCL_SUM, comm));
+    CHECK(graccl_all_reduce(send, send, count, GRACCL_FLOAT32, GRACCL_SUM, comm));
     check("in place", send, count, size);
 
     /*
@@ -80,7 +80,7 @@ int main(void)
     CHECK(graccl_mem_alloc(&memory, count * sizeof(float)));
     float *registered = memory;
     fill(registered, count, rank);
-    CHECK(graccl_all_reduce(registered, registered, count, GRACCL_F32, GRACCL_SUM, comm));
+    CHECK(graccl_all_reduce(registered, registered, count, GRACCL_FLOAT32, GRACCL_SUM, comm));
     check("registered memory", registered, count, size);
 
     /* Leave only when all are done: a rank that leaves early is an error for those that still wait. */

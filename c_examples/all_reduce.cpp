@@ -32,7 +32,7 @@ public:
     void barrier() { check(graccl_barrier(comm_)); }
     void all_reduce(const double *send, double *recv, std::size_t count, graccl_red_op_t op)
     {
-        check(graccl_all_reduce(send, recv, count, GRACCL_F64, op, comm_));
+        check(graccl_all_reduce(send, recv, count, GRACCL_FLOAT64, op, comm_));
     }
 
 private:

@@ -28,7 +28,7 @@ static int run(int rank, int size, graccl_unique_id_t id)
     if (graccl_comm_init_rank_config(&comm, size, id, rank, &config) != GRACCL_SUCCESS) goto failed;
 
     int sum = rank + 1;
-    if (graccl_all_reduce(&sum, &sum, 1, GRACCL_I32, GRACCL_SUM, comm) != GRACCL_SUCCESS) goto failed;
+    if (graccl_all_reduce(&sum, &sum, 1, GRACCL_INT32, GRACCL_SUM, comm) != GRACCL_SUCCESS) goto failed;
     if (graccl_barrier(comm) != GRACCL_SUCCESS) goto failed;
 
     if (sum == size * (size + 1) / 2) {

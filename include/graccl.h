@@ -8,7 +8,7 @@
  *
  *     graccl_comm_t *comm;
  *     graccl_comm_init_env(&comm);
- *     graccl_all_reduce(gradient, gradient, count, GRACCL_F32, GRACCL_SUM, comm);
+ *     graccl_all_reduce(gradient, gradient, count, GRACCL_FLOAT32, GRACCL_SUM, comm);
  *     graccl_comm_destroy(comm);
  *
  * Every function returns a graccl_result_t; after one that is not GRACCL_SUCCESS, graccl_last_error
@@ -100,43 +100,43 @@ typedef enum {
     /**
      * int8_t
      */
-    GRACCL_I8 = 0,
+    GRACCL_INT8 = 0,
     /**
      * uint8_t
      */
-    GRACCL_U8 = 1,
+    GRACCL_UINT8 = 1,
     /**
      * int32_t
      */
-    GRACCL_I32 = 2,
+    GRACCL_INT32 = 2,
     /**
      * uint32_t
      */
-    GRACCL_U32 = 3,
+    GRACCL_UINT32 = 3,
     /**
      * int64_t
      */
-    GRACCL_I64 = 4,
+    GRACCL_INT64 = 4,
     /**
      * uint64_t
      */
-    GRACCL_U64 = 5,
+    GRACCL_UINT64 = 5,
     /**
      * IEEE 754 binary16, summed in float.
      */
-    GRACCL_F16 = 6,
+    GRACCL_FLOAT16 = 6,
     /**
      * float
      */
-    GRACCL_F32 = 7,
+    GRACCL_FLOAT32 = 7,
     /**
      * double
      */
-    GRACCL_F64 = 8,
+    GRACCL_FLOAT64 = 8,
     /**
      * The upper half of a float, summed in float.
      */
-    GRACCL_BF16 = 9,
+    GRACCL_BFLOAT16 = 9,
 } graccl_data_type_t;
 
 /**

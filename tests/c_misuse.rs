@@ -9,8 +9,8 @@ use graccl::capi::*;
 const SUCCESS: ResultInt = graccl_result_t::GRACCL_SUCCESS as ResultInt;
 const INVALID_ARGUMENT: ResultInt = graccl_result_t::GRACCL_INVALID_ARGUMENT as ResultInt;
 const INVALID_USAGE: ResultInt = graccl_result_t::GRACCL_INVALID_USAGE as ResultInt;
-const F32: DataTypeInt = graccl_data_type_t::GRACCL_F32 as DataTypeInt;
-const F64: DataTypeInt = graccl_data_type_t::GRACCL_F64 as DataTypeInt;
+const F32: DataTypeInt = graccl_data_type_t::GRACCL_FLOAT32 as DataTypeInt;
+const F64: DataTypeInt = graccl_data_type_t::GRACCL_FLOAT64 as DataTypeInt;
 const SUM: RedOpInt = graccl_red_op_t::GRACCL_SUM as RedOpInt;
 const NULL_COMM: *mut graccl_comm_t = ptr::null_mut();
 

@@ -24,6 +24,10 @@ use graccl::{Error, Result};
 use output::Pumps;
 use signals::{Event, Signals};
 
+/// Time between the first failure and the end of the others: a rank that dies closes its connections
+/// before we hear of it, so those that fail because of it may be heard of first. It also lets them
+/// say what they saw.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Time between SIGTERM and SIGKILL when the job is ended.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the output of ended ranks is still awaited: a process that left its group may hold it.
@@ -67,8 +71,9 @@ pub struct Job {
     pub hosts: usize,
     /// "[rank] " before each line.
     pub prefix: bool,
-    /// Rank 0 writes to our own stdout and stderr, so that it sees whether a person watches.
-    pub direct_rank0: bool,
+    /// The program is this one: rank 0 writes to our own stdout and stderr, so that it sees whether
+    /// a person watches, and a rank that exits with status 1 or 2 has said why.
+    pub ours: bool,
 }
 
 /// `graccl run`.
@@ -81,7 +86,7 @@ pub fn main(a: RunArgs) -> Result<u8> {
         ranks: a.ranks as usize,
         hosts: a.hosts as usize,
         prefix: !a.no_prefix,
-        direct_rank0: false,
+        ours: false,
     };
     launch(&job)
 }
@@ -224,7 +229,7 @@ pub fn launch(job: &Job) -> Result<u8> {
     for (rank, mut command) in commands(job)?.into_iter().enumerate() {
         let stdin = if rank == 0 { pumps.stdin() } else { Stdio::null() };
         command.stdin(stdin);
-        let direct = rank == 0 && job.direct_rank0;
+        let direct = rank == 0 && job.ours;
         if !direct {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         }
@@ -269,38 +274,78 @@ fn cannot_start(job: &Job, rank: usize, e: &io::Error) -> u8 {
     status
 }
 
+/// Where a job is.
+enum Phase {
+    Running,
+    /// Some have failed; the others are ended at this time.
+    Settling(Instant),
+    /// The others were sent SIGTERM; at this time it is SIGKILL.
+    Ending(Instant),
+    Killed,
+}
+
 /// Waits until all ranks have ended.
 fn supervise(job: &Job, signals: &Signals, ranks: &mut Ranks) -> u8 {
-    let mut status = 0;
+    let mut phase = Phase::Running;
     let mut interrupts = 0;
-    let mut kill_at: Option<Instant> = None;
+    let mut failed = Vec::new();
+    let mut status = None;
     while !ranks.done() {
-        match signals.wait(kill_at) {
+        let deadline = match phase {
+            Phase::Settling(t) | Phase::Ending(t) => Some(t),
+            Phase::Running | Phase::Killed => None,
+        };
+        match signals.wait(deadline) {
             Event::ChildEnded { pid } => {
-                for rank in ranks.newly_ended(pid) {
-                    let ended = ranks.ended[rank].expect("it has ended");
-                    // Once the job is being ended, further failures are its consequences.
-                    if ended.success() || kill_at.is_some() || status != 0 {
-                        continue;
-                    }
-                    status = exit_status(ended);
-                    let rest = ranks.ended.iter().filter(|e| e.is_none()).count();
-                    let end = if rest > 0 { format!("; ending the other {rest}") } else { String::new() };
-                    eprintln!("graccl {}: rank {rank} {}{end}", job.command, describe(ended));
-                    ranks.signal(libc::SIGTERM, true);
-                    kill_at = Some(Instant::now() + GRACE);
+                let ended = ranks.newly_ended(pid);
+                // Once the job is being ended, further failures are its consequences.
+                if matches!(phase, Phase::Running | Phase::Settling(_)) {
+                    failed
+                        .extend(ended.into_iter().filter(|&r| !ranks.ended[r].is_some_and(|s| s.success())));
+                }
+                if matches!(phase, Phase::Running) && !failed.is_empty() {
+                    phase = Phase::Settling(Instant::now() + SETTLE);
                 }
             }
             Event::Signal(s) => {
                 interrupts += usize::from(s == libc::SIGINT);
                 ranks.signal(if interrupts > 1 { libc::SIGKILL } else { s }, true);
             }
+            Event::Deadline if matches!(phase, Phase::Settling(_)) => {
+                status = Some(report(job, ranks, &failed));
+                ranks.signal(libc::SIGTERM, true);
+                phase = Phase::Ending(Instant::now() + GRACE);
+            }
             Event::Deadline => {
                 ranks.signal(libc::SIGKILL, true);
-                kill_at = None;
+                phase = Phase::Killed;
             }
         }
     }
+    status.unwrap_or_else(|| report(job, ranks, &failed))
+}
+
+/// Says which rank failed, and returns the status to exit with. Of several that failed at about the
+/// same time, one that a signal ended is the likeliest cause; else it is the first heard of.
+fn report(job: &Job, ranks: &Ranks, failed: &[usize]) -> u8 {
+    let how = |rank: usize| ranks.ended[rank].unwrap_or_default();
+    let cause = failed.iter().copied().find(|&r| how(r).signal().is_some()).or(failed.first().copied());
+    let Some(cause) = cause else { return 0 };
+    let status = exit_status(how(cause));
+    if job.ours && matches!(status, 1 | 2) {
+        return status;
+    }
+    let others =
+        failed.iter().filter(|&&r| r != cause).map(|&r| format!("rank {r} ({})", exit_status(how(r))));
+    let others: Vec<_> = others.collect();
+    let also = match others.len() {
+        0 => String::new(),
+        1..=4 => format!("; then {}", others.join(", ")),
+        n => format!("; then {} and {} more", others[..4].join(", "), n - 4),
+    };
+    let rest = ranks.ended.iter().filter(|e| e.is_none()).count();
+    let end = if rest > 0 { format!("; ending the other {rest}") } else { String::new() };
+    eprintln!("graccl {}: rank {cause} {}{also}{end}", job.command, describe(how(cause)));
     status
 }
 

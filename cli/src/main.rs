@@ -22,7 +22,7 @@ enum Command {
     /// Start N copies of a program on this machine as the ranks of one job.
     Run(launch::RunArgs),
     /// Time a collective and check its results (the flags and rows of nccl-tests).
-    Perf(perf::PerfArgs),
+    Perf(Box<perf::PerfArgs>),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
     Verify(verify::VerifyArgs),
     /// Print one schedule.
@@ -32,7 +32,7 @@ enum Command {
 fn main() -> ExitCode {
     let (name, result) = match Cli::parse().command {
         Command::Run(a) => ("run", launch::main(a)),
-        Command::Perf(a) => ("perf", perf::main(a)),
+        Command::Perf(a) => ("perf", perf::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Show(a) => ("show", verify::show(a)),
     };

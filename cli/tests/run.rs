@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{err, finish, graccl, out, run, until};
+use common::{err, finish, graccl, out, run, until, watch};
 
 /// Runs a shell script as every rank.
 fn sh(n: usize, flags: &[&str], script: &str) -> std::process::Output {
@@ -133,6 +133,22 @@ fn a_signal_is_named_and_its_status_is_128_more() {
 }
 
 #[test]
+fn of_two_that_fail_together_the_one_ended_by_a_signal_is_the_cause() {
+    let flag = std::env::temp_dir().join(format!("graccl-run-{}", std::process::id()));
+    let flag = flag.to_str().unwrap();
+    let script = format!(
+        "if [ $RANK = 0 ]; then while ! [ -e {flag} ]; do sleep 0.001; done; exit 5; fi
+         if [ $RANK = 1 ]; then : >{flag}; kill -ABRT $$; fi
+         sleep 100; true"
+    );
+    let o = sh(3, &[], &script);
+    std::fs::remove_file(flag).unwrap();
+    assert_eq!(o.status.code(), Some(128 + libc::SIGABRT));
+    let said = "rank 1 was ended by signal 6 (SIGABRT: abort); then rank 0 (5); ending the other 1";
+    assert!(err(&o).contains(said), "{}", err(&o));
+}
+
+#[test]
 fn ranks_that_ignore_sigterm_are_killed() {
     let nap = unique_sleep(2);
     let start = Instant::now();
@@ -160,8 +176,10 @@ fn signals_are_passed_on() {
         let script =
             format!("trap 'echo got {name}; exit 0' {name}; echo ready; while :; do sleep 0.05; done");
         let (child, lines) = started(2, &script);
+        let watchdog = watch(&child);
         signal(&child, number);
         let said: Vec<String> = lines.lines().map(Result::unwrap).collect();
+        drop(watchdog);
         assert_eq!(said.iter().filter(|l| l.ends_with(&format!("got {name}"))).count(), 2, "{said:?}");
         assert_eq!(finish(child).status.code(), Some(0));
     }
@@ -170,10 +188,12 @@ fn signals_are_passed_on() {
 #[test]
 fn a_second_interrupt_kills() {
     let (mut child, lines) = started(2, "trap 'echo got INT' INT; echo ready; while :; do sleep 0.05; done");
+    let watchdog = watch(&child);
     signal(&child, libc::SIGINT);
     let mut lines = lines.lines();
     assert!(lines.next().unwrap().unwrap().ends_with("got INT"));
     assert!(lines.next().unwrap().unwrap().ends_with("got INT"));
+    drop(watchdog);
     assert!(child.try_wait().unwrap().is_none(), "one interrupt that the ranks survive ends nothing");
     signal(&child, libc::SIGINT);
     let o = finish(child);

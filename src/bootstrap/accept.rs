@@ -4,9 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use super::conn::Conn;
 use super::handshake::Step;
 use super::service::{State, Task, Ticket};
-use super::wire::{From, Tag, seal};
+use super::wire::{From, Hello, Key, Tag, seal};
 
 /// A rank that waits for a lower one to connect.
 pub(super) struct Accept {
@@ -20,42 +21,50 @@ pub(super) struct Accept {
     pub taken: bool,
 }
 
+impl Accept {
+    fn wants(&self, hello: &Hello) -> bool {
+        !self.taken
+            && (self.tag, self.me, self.peer, self.purpose)
+                == (hello.tag, hello.to, hello.from, hello.purpose)
+    }
+}
+
 impl State {
     pub fn start_accept(&mut self, accept: Accept, now: Instant) -> u64 {
         let ticket = self.token();
+        let parked = self.conns.iter().find_map(|(token, (_, step))| match step {
+            Step::Parked { hello, .. } if accept.wants(hello) => Some(*token),
+            _ => None,
+        });
         self.tickets.insert(ticket, Ticket { task: Task::Accept(accept), result: None });
-        self.match_parked(now);
+        if let Some(token) = parked {
+            self.take(ticket, token, now);
+        }
         ticket
     }
 
-    /// Brings parked peers and those who wait for them together.
-    pub fn match_parked(&mut self, now: Instant) {
-        let mut pairs = Vec::new();
-        for (token, (_, step)) in &mut self.conns {
-            let Step::Parked { hello, body, .. } = step else { continue };
-            let wanted = self.tickets.iter_mut().find_map(|(ticket, t)| match &mut t.task {
-                Task::Accept(a)
-                    if !a.taken
-                        && t.result.is_none()
-                        && (a.tag, a.me, a.peer, a.purpose)
-                            == (hello.tag, hello.to, hello.from, hello.purpose) =>
-                {
-                    Some((*ticket, a))
-                }
-                _ => None,
-            });
-            if let Some((ticket, a)) = wanted {
-                a.taken = true;
-                pairs.push((*token, ticket, std::mem::take(body), std::mem::take(&mut a.body), a.fd.take()));
-            }
+    /// A peer has come: to a rank that waits for it already?
+    pub fn parked(&mut self, token: u64, now: Instant) {
+        let Some((_, Step::Parked { hello, .. })) = self.conns.get(&token) else { return };
+        let waiting = self.tickets.iter().find_map(|(ticket, t)| match &t.task {
+            Task::Accept(a) if t.result.is_none() && a.wants(hello) => Some(*ticket),
+            _ => None,
+        });
+        if let Some(ticket) = waiting {
+            self.take(ticket, token, now);
         }
-        for (token, ticket, theirs, ours, fd) in pairs {
-            let last = Step::Last { ticket: Some(ticket), body: theirs };
-            let message = |c: &mut super::conn::Conn, secret: &_| {
-                c.send(&seal(secret, From::Acceptor, &ours), fd.filter(|_| c.unix));
-            };
-            self.conclude(token, message, last, now);
-        }
+    }
+
+    /// Answers the parked peer `token` for the rank that waits with `ticket`.
+    fn take(&mut self, ticket: u64, token: u64, now: Instant) {
+        let Some(Ticket { task: Task::Accept(a), .. }) = self.tickets.get_mut(&ticket) else { return };
+        let Some((_, Step::Parked { body, .. })) = self.conns.get_mut(&token) else { return };
+        a.taken = true;
+        let (theirs, ours, fd) = (std::mem::take(body), std::mem::take(&mut a.body), a.fd.take());
+        let message = |c: &mut Conn, secret: &Key| {
+            c.send(&seal(secret, From::Acceptor, &ours), fd.filter(|_| c.unix));
+        };
+        self.conclude(token, message, Step::Last { ticket: Some(ticket), body: theirs }, now);
     }
 
     /// Rank `me` takes no more peers: forgets those that wait for it.

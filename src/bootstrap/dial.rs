@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::conn::{self, Addr, Conn, out_of_fds};
 use super::handshake::Step;
 use super::host;
-use super::service::{State, Task, Ticket, no_socket};
+use super::service::{Outcome, State, Task, Ticket, no_socket};
 use super::wire::{Hello, Key, ROOT};
 use crate::Error;
 
@@ -27,6 +27,8 @@ pub(super) struct Dial {
     pub fd: Option<OwnedFd>,
     /// Longest body of the winner's reply.
     pub max_reply: usize,
+    /// An address that has not proved itself after this time has failed.
+    pub patience: Option<Duration>,
     /// For texts: what is done, "connected to rank 2" or the like.
     pub whom: String,
     untried: VecDeque<Addr>,
@@ -51,6 +53,7 @@ impl Dial {
             body,
             fd: None,
             max_reply,
+            patience: None,
             whom,
             untried: addrs.into(),
             live: Vec::new(),
@@ -94,17 +97,12 @@ impl Dial {
             .hint("that rank has died, or gave up: look for its first error")
     }
 
-    /// None of the addresses worked.
-    pub fn failed(&self) -> Error {
-        let whom = match self.hello.to {
-            ROOT => "the root process".into(),
-            r => format!("rank {r}"),
-        };
-        let tried = match self.failures.as_slice() {
+    /// Where it was tried in vain so far.
+    pub fn tried(&self) -> String {
+        match self.failures.as_slice() {
             [] => "it has no address that this rank could use".into(),
             some => some.join("; "),
-        };
-        Error::remote(format!("cannot reach {whom}: {tried}")).who(format!("rank {}", self.hello.from))
+        }
     }
 }
 
@@ -125,7 +123,7 @@ impl Ticket {
 impl State {
     pub fn start_dial(&mut self, dial: Dial, now: Instant) -> u64 {
         let ticket = self.token();
-        self.tickets.insert(ticket, Ticket { task: Task::Dial(dial), result: None });
+        self.tickets.insert(ticket, Ticket { task: Task::Dial(Box::new(dial)), result: None });
         self.dial_more(ticket, now);
         ticket
     }
@@ -140,8 +138,8 @@ impl State {
             }
             if dial.untried.is_empty() {
                 if dial.live.is_empty() {
-                    let e = dial.failed();
-                    self.finish(ticket, Err(e));
+                    let tried = dial.tried();
+                    self.finish(ticket, Ok(Outcome::Nobody(tried)));
                 }
                 return;
             }
@@ -159,7 +157,8 @@ impl State {
                     }
                     dial.live.push(token);
                     dial.next_try = now + STAGGER;
-                    let c = Conn::new(sock, unix, addr.to_string(), None);
+                    let deadline = dial.patience.map(|p| now + p);
+                    let c = Conn::new(sock, unix, addr.to_string(), deadline);
                     self.conns.insert(token, (c, Step::Connecting { ticket }));
                     self.drive(token, now);
                 }

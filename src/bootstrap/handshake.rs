@@ -73,7 +73,7 @@ impl State {
                 }
                 Next::Park => {
                     self.conns.insert(token, (c, step));
-                    return self.match_parked(now);
+                    return self.parked(token, now);
                 }
             }
         }
@@ -172,6 +172,7 @@ impl State {
         let losers = dial.win(token);
         c.send(&wire::seal(&secret, From::Connector, &dial.body), dial.fd.take().filter(|_| c.unix));
         c.expect(4);
+        c.deadline = None;
         log(Level::Info, dial.rank(), format_args!("{} over {}", dial.whom, c.with));
         losers.iter().for_each(|t| drop(self.conns.remove(t)));
         *step = Step::Reply { ticket, secret };
@@ -287,4 +288,52 @@ fn refuse(c: &mut Conn, step: &mut Step, why: Refusal) -> Next {
     c.send(&wire::refusal(why), None);
     *step = Step::Last { ticket: None, body: Vec::new() };
     Next::Again
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::super::service::Service;
+    use super::*;
+    use crate::bootstrap::Member;
+
+    /// Joins as rank 0 of 1 with the right tag, as anyone can who saw it pass, and a proof made with
+    /// `key`; returns how much came back.
+    fn join(root: &Key, key: &Key) -> usize {
+        let service = Service::get().unwrap();
+        let port = service.home().unwrap().port;
+        let hello = Hello {
+            role: Role::Join,
+            tag: wire::tag(root),
+            generation: 0,
+            from: 0,
+            to: wire::ROOT,
+            purpose: 0,
+            nonce: [1; 32],
+        };
+        let hello = hello.encode();
+        let mut s = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        s.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        s.write_all(&hello).unwrap();
+        let mut answer = [0; ANSWER_LEN];
+        s.read_exact(&mut answer).unwrap();
+        assert!(wire::check_answer(root, &hello, &answer).is_ok());
+        let secret = wire::secret(key, &hello, answer[8..40].try_into().unwrap());
+        let (hostname, addrs) = (String::new(), Vec::new());
+        let card = Member { rank: 0, host: 1, hostname, pid: 1, addrs, port: 0, unix: [0; 16] };
+        let request = Join { size: 1, wait_ms: 1000, keep: false, card };
+        s.write_all(&wire::seal(&secret, From::Connector, &request.encode())).unwrap();
+        let mut all = Vec::new();
+        let _ = s.read_to_end(&mut all);
+        all.len()
+    }
+
+    #[test]
+    fn the_tag_alone_opens_nothing() {
+        let key: Key = random().unwrap();
+        Service::get().unwrap().open_root(key, 0..0).unwrap();
+        assert_eq!(join(&key, &[2; 32]), 0, "a wrong key");
+        assert!(join(&key, &key) > 0, "the right key, and the same root still serves");
+    }
 }

@@ -63,6 +63,8 @@ pub(super) struct Interface {
     pub name: String,
     pub addr: IpAddr,
     pub loopback: bool,
+    /// Its link is there. One that has just been set up may not have it yet.
+    pub running: bool,
     /// Has a device behind it, unlike bridges and tunnels.
     pub device: bool,
     /// Mbit/s, 0 when unknown.
@@ -83,8 +85,8 @@ fn interfaces() -> Result<Vec<Interface>> {
         // SAFETY: getifaddrs made this node, and it lives until freeifaddrs below.
         let node = unsafe { &*next };
         next = node.ifa_next;
-        let up = (libc::IFF_UP | libc::IFF_RUNNING) as u32;
-        if node.ifa_addr.is_null() || node.ifa_flags & up != up {
+        let flag = |f: libc::c_int| node.ifa_flags & f as u32 != 0;
+        if node.ifa_addr.is_null() || !flag(libc::IFF_UP) {
             continue;
         }
         // SAFETY: ifa_addr is not null; its family says which struct it points to.
@@ -109,7 +111,8 @@ fn interfaces() -> Result<Vec<Interface>> {
         let sys = format!("/sys/class/net/{name}");
         let speed = std::fs::read_to_string(format!("{sys}/speed")).ok();
         found.push(Interface {
-            loopback: node.ifa_flags & libc::IFF_LOOPBACK as u32 != 0,
+            loopback: flag(libc::IFF_LOOPBACK),
+            running: flag(libc::IFF_RUNNING),
             device: std::path::Path::new(&format!("{sys}/device")).exists(),
             speed: speed.and_then(|s| s.trim().parse().ok()).unwrap_or(0),
             name,
@@ -136,7 +139,7 @@ fn admits(filter: &str, name: &str) -> bool {
     wanted.any(|w| if exact { name == w } else { name.starts_with(w) }) != exclude
 }
 
-/// The addresses to offer, best first: with a device before bridges and tunnels, then by speed.
+/// The addresses to offer, best first: with a link, with a device before bridges and tunnels, by speed.
 /// Loopback only if `emulated`, if the filter names it, or if there is nothing else.
 fn choose(all: &[Interface], filter: Option<&str>, emulated: bool) -> Result<Vec<Interface>> {
     let mut chosen = all.to_vec();
@@ -157,7 +160,7 @@ fn choose(all: &[Interface], filter: Option<&str>, emulated: bool) -> Result<Vec
     if !emulated && !named && chosen.iter().any(|i| !i.loopback) {
         chosen.retain(|i| !i.loopback);
     }
-    chosen.sort_by_key(|i| (i.loopback, !i.device, std::cmp::Reverse(i.speed), i.addr.is_ipv6()));
+    chosen.sort_by_key(|i| (i.loopback, !i.running, !i.device, std::cmp::Reverse(i.speed), i.addr.is_ipv6()));
     Ok(chosen)
 }
 
@@ -187,13 +190,22 @@ mod tests {
     }
 
     fn interface(name: &str, addr: &str, device: bool, speed: u32) -> Interface {
-        Interface { name: name.into(), addr: addr.parse().unwrap(), loopback: name == "lo", device, speed }
+        let running = name != "eth1";
+        Interface {
+            name: name.into(),
+            addr: addr.parse().unwrap(),
+            loopback: name == "lo",
+            running,
+            device,
+            speed,
+        }
     }
 
     #[test]
     fn order_and_loopback() {
         let all = [
             interface("lo", "127.0.0.1", false, 0),
+            interface("eth1", "10.2.0.1", true, 200_000),
             interface("docker0", "172.17.0.1", false, 10_000),
             interface("eth0", "fd00::1", true, 1000),
             interface("eth0", "10.0.0.1", true, 1000),
@@ -202,12 +214,15 @@ mod tests {
         let names = |filter: Option<&str>, emulated| {
             choose(&all, filter, emulated).map(|c| c.iter().map(|i| i.addr.to_string()).collect::<Vec<_>>())
         };
-        assert_eq!(names(None, false).unwrap(), ["10.1.0.1", "10.0.0.1", "fd00::1", "172.17.0.1"]);
+        assert_eq!(
+            names(None, false).unwrap(),
+            ["10.1.0.1", "10.0.0.1", "fd00::1", "172.17.0.1", "10.2.0.1"]
+        );
         assert_eq!(names(None, true).unwrap().last().unwrap(), "127.0.0.1");
         assert_eq!(names(Some("lo"), false).unwrap(), ["127.0.0.1"]);
-        assert_eq!(names(Some("^ib,docker"), false).unwrap(), ["10.0.0.1", "fd00::1"]);
+        assert_eq!(names(Some("^ib,docker,eth1"), false).unwrap(), ["10.0.0.1", "fd00::1"]);
         let e = names(Some("wlan"), false).unwrap_err();
-        assert!(e.what.contains("wlan") && e.hint.contains("lo, docker0, eth0, ib0"), "{e}");
+        assert!(e.what.contains("wlan") && e.hint.contains("lo, eth1, docker0, eth0, ib0"), "{e}");
         assert_eq!(choose(&all[..1], None, false).unwrap().len(), 1, "nothing but loopback");
         assert!(choose(&[], None, false).unwrap().is_empty());
     }

@@ -9,7 +9,7 @@
 //! ```text
 //! mod        rendezvous, connect
 //! id         the unique id               env      the job as its launcher describes it
-//! host     host identity, interfaces and their choice
+//! host       host identity, interfaces and their choice
 //! service    the thread that does it     conn     one non-blocking connection
 //! handshake  a connection's life         wire     its messages and their proofs
 //! dial, accept, root   the three things that connections are for
@@ -40,8 +40,11 @@ use accept::Accept;
 use conn::Addr;
 use dial::Dial;
 use id::{IdParts, Place};
-use service::{Outcome, Service, Task};
+use service::{Outcome, Service};
 use wire::{Hello, Join, Key, MAX_BODY, MAX_VERDICT, ROOT, Role, Tag};
+
+/// How long one address of a root that may not be up yet is tried.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest `hello` of a connection, bytes.
 pub const MAX_HELLO: usize = 4096;
@@ -168,9 +171,10 @@ impl Bootstrap {
             unix: [0; 16],
         };
         if size == 1 {
-            if !parts.keep {
+            if let Some(service) = service::current().filter(|_| !parts.keep) {
                 // An id made here is used up.
-                Service::get()?.lock().close_root(&parts.root_tag());
+                service.lock().close_root(&parts.root_tag());
+                service.poke();
             }
             return Ok(Bootstrap { rank, size, members: vec![card], hosts: vec![0], link: None });
         }
@@ -301,25 +305,23 @@ impl Pending<'_> {
         let peer = self.boot.members[self.peer].who();
         let me = format!("rank {}", self.boot.rank);
         match self.service.wait(self.ticket, deadline) {
-            Ok(Ok(Outcome::Peer(sock, local, hello, fd))) => {
+            Ok(Outcome::Peer(sock, local, hello, fd)) => {
                 Ok(PeerConn { stream: sock.into(), local, hello, fd })
             }
-            Ok(Ok(Outcome::Verdict(_))) => Err(Error::internal("a peer answered like a root")),
-            Ok(Err(e)) if e.who.is_empty() => Err(e.who(format!("{me}, {peer}"))),
-            Ok(Err(e)) => Err(e),
-            Err(left) => {
+            Ok(Outcome::Nobody(tried)) => Err(Error::remote(format!("cannot reach {peer}: {tried}"))
+                .who(me)
+                .hint("look for that rank's first error; GRACCL_SOCKET_IFNAME chooses the interfaces")),
+            Ok(Outcome::Late(tried)) => {
                 let after = root::seconds(self.started.elapsed());
-                let mut e = Error::timeout(format!("{peer} did not connect within {after}")).who(me);
-                if let Some(Task::Dial(d)) = left.map(|t| t.task)
-                    && !d.failures.is_empty()
-                {
-                    e.what = format!("{}; failed: {}", e.what, d.failures.join("; "));
-                }
-                Err(e.hint(
+                let tried = if tried.is_empty() { tried } else { format!("; failed: {tried}") };
+                Err(Error::timeout(format!("{peer} did not connect within {after}{tried}")).who(me).hint(
                     "that rank may hang, or a firewall may drop packets between the hosts: \
                      GRACCL_SOCKET_IFNAME chooses the interfaces, GRACCL_DEBUG=info shows them",
                 ))
             }
+            Ok(Outcome::Verdict(_)) => Err(Error::internal("a peer answered like a root")),
+            Err(e) if e.who.is_empty() => Err(e.who(format!("{me}, {peer}"))),
+            Err(e) => Err(e),
         }
     }
 }
@@ -369,45 +371,38 @@ fn join(
         let whom = "joined at the root".to_string();
         let mut dial = Dial::new(hello, id.key, request.encode(), MAX_VERDICT, whom, addrs);
         dial.failures.extend(unresolved);
+        // Something else may hold one of the ports and keep silent.
+        dial.patience = id.rank0_listens.then_some(PATIENCE);
         let ticket = service.lock().start_dial(dial, Instant::now());
         service.poke();
+        let me = format!("rank {rank} of {size}");
         // The root's own verdict comes at the deadline: a little later it is here.
-        let failure = match service.wait(ticket, deadline + Duration::from_secs(1)) {
-            Ok(Ok(Outcome::Verdict(bytes))) => {
+        let tried = match service.wait(ticket, deadline + Duration::from_secs(1))? {
+            Outcome::Verdict(bytes) => {
                 return wire::parse_verdict(&bytes, size)
                     .ok_or_else(|| Error::internal("the root's answer makes no sense"))?
-                    .map_err(|e| if e.who.is_empty() { e.who(format!("rank {rank} of {size}")) } else { e });
+                    .map_err(|e| if e.who.is_empty() { e.who(me) } else { e });
             }
-            Ok(Ok(Outcome::Peer(..))) => return Err(Error::internal("the root answered like a peer")),
-            Ok(Err(e)) => e,
-            Err(left) => match left.map(|t| t.task) {
-                Some(Task::Dial(d)) => d.failed(),
-                _ => Error::internal("a request to join was lost"),
-            },
+            Outcome::Peer(..) => return Err(Error::internal("the root answered like a peer")),
+            Outcome::Nobody(tried) => tried,
+            Outcome::Late(tried) if tried.is_empty() => "it is silent".into(),
+            Outcome::Late(tried) => tried,
         };
-        let retry = id.rank0_listens && failure.what.starts_with("cannot reach");
-        if retry && Instant::now() + pause < deadline {
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(250));
-            continue;
-        }
-        return Err(match (id.rank0_listens, failure.what.starts_with("cannot reach")) {
-            (_, false) => failure,
-            (true, true) => Error::timeout(format!(
-                "rank 0 did not answer within {} ({})",
-                root::seconds(timeout),
-                failure.what
-            ))
-            .who(format!("rank {rank} of {size}"))
-            .hint(
-                "check that rank 0 was started, that all ranks have the same GRACCL_KEY, and that MASTER_ADDR \
-                 (and GRACCL_PORT or MASTER_PORT) lead to its host",
-            ),
-            (false, true) => failure.hint(
+        if !id.rank0_listens {
+            return Err(Error::remote(format!("cannot reach the root process: {tried}")).who(me).hint(
                 "the process that made the id must still run, and an id serves for one communicator; from \
                  another host, its TCP port must be reachable (GRACCL_SOCKET_IFNAME chooses the interface)",
-            ),
-        });
+            ));
+        }
+        if Instant::now() + pause >= deadline {
+            let after = root::seconds(timeout);
+            return Err(Error::timeout(format!("rank 0 did not answer within {after}: {tried}")).who(me).hint(
+                "check that rank 0 was started, that all ranks have the same GRACCL_KEY, and that MASTER_ADDR \
+                 (and GRACCL_PORT or MASTER_PORT) lead to its host",
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(250));
     }
 }
 

@@ -54,10 +54,14 @@ pub(super) enum Outcome {
     Peer(Socket, bool, Vec<u8>, Option<OwnedFd>),
     /// The root's verdict.
     Verdict(Vec<u8>),
+    /// None of the addresses led to the right process; the text says what was tried.
+    Nobody(String),
+    /// The deadline came first; the text says what was tried in vain until then, if anything.
+    Late(String),
 }
 
 pub(super) enum Task {
-    Dial(Dial),
+    Dial(Box<Dial>),
     Accept(Accept),
 }
 
@@ -298,28 +302,27 @@ impl Service {
         Ok(home)
     }
 
-    /// Waits until `ticket` has a result; `None` at the deadline. The ticket is used up.
-    pub fn wait(
-        &self,
-        ticket: u64,
-        deadline: Instant,
-    ) -> std::result::Result<Result<Outcome>, Option<Ticket>> {
+    /// Waits until `ticket` has a result or the deadline passes. The ticket is used up.
+    pub fn wait(&self, ticket: u64, deadline: Instant) -> Result<Outcome> {
         let mut state = self.lock();
         loop {
             match state.tickets.get_mut(&ticket).map(|t| t.result.take()) {
-                None => return Err(None),
+                None => return Err(Error::internal("a connection was forgotten")),
                 Some(Some(result)) => {
                     state.cancel(ticket);
-                    return Ok(result);
+                    return result;
                 }
                 Some(None) => {}
             }
             let now = Instant::now();
             if now >= deadline {
-                let left = state.cancel(ticket);
+                let tried = match state.cancel(ticket).map(|t| t.task) {
+                    Some(Task::Dial(d)) => d.failures.join("; "),
+                    _ => String::new(),
+                };
                 drop(state);
                 self.poke();
-                return Err(left);
+                return Ok(Outcome::Late(tried));
             }
             state = match self.changed.wait_timeout(state, deadline - now) {
                 Ok((state, _)) => state,
@@ -391,7 +394,8 @@ pub(super) fn no_socket(what: &str, e: &io::Error) -> Error {
     if out_of_fds(e) { error.hint(fd_limit_hint()) } else { error }
 }
 
-fn current() -> Option<&'static Service> {
+/// This process's service, if it has one.
+pub(super) fn current() -> Option<&'static Service> {
     // SAFETY: null, or a published service, which is never freed.
     unsafe { CURRENT.load(Ordering::Acquire).as_ref() }
 }

@@ -9,38 +9,38 @@ use crate::{DataType, Error, RedOp, Result};
 #[repr(C)]
 pub enum graccl_data_type_t {
     /// int8_t
-    GRACCL_I8 = 0,
+    GRACCL_INT8 = 0,
     /// uint8_t
-    GRACCL_U8 = 1,
+    GRACCL_UINT8 = 1,
     /// int32_t
-    GRACCL_I32 = 2,
+    GRACCL_INT32 = 2,
     /// uint32_t
-    GRACCL_U32 = 3,
+    GRACCL_UINT32 = 3,
     /// int64_t
-    GRACCL_I64 = 4,
+    GRACCL_INT64 = 4,
     /// uint64_t
-    GRACCL_U64 = 5,
+    GRACCL_UINT64 = 5,
     /// IEEE 754 binary16, summed in float.
-    GRACCL_F16 = 6,
+    GRACCL_FLOAT16 = 6,
     /// float
-    GRACCL_F32 = 7,
+    GRACCL_FLOAT32 = 7,
     /// double
-    GRACCL_F64 = 8,
+    GRACCL_FLOAT64 = 8,
     /// The upper half of a float, summed in float.
-    GRACCL_BF16 = 9,
+    GRACCL_BFLOAT16 = 9,
 }
 
 same_values!(DataType, graccl_data_type_t:
-    I8 GRACCL_I8,
-    U8 GRACCL_U8,
-    I32 GRACCL_I32,
-    U32 GRACCL_U32,
-    I64 GRACCL_I64,
-    U64 GRACCL_U64,
-    F16 GRACCL_F16,
-    F32 GRACCL_F32,
-    F64 GRACCL_F64,
-    Bf16 GRACCL_BF16
+    I8 GRACCL_INT8,
+    U8 GRACCL_UINT8,
+    I32 GRACCL_INT32,
+    U32 GRACCL_UINT32,
+    I64 GRACCL_INT64,
+    U64 GRACCL_UINT64,
+    F16 GRACCL_FLOAT16,
+    F32 GRACCL_FLOAT32,
+    F64 GRACCL_FLOAT64,
+    Bf16 GRACCL_BFLOAT16
 );
 
 /// How contributions are combined. The values are those of ncclRedOp_t.

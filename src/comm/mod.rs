@@ -16,8 +16,8 @@ use crate::exec::{Blocked, Bound, Engine, Launch, Tiling};
 use crate::memory::{Arena, Block, arena};
 use crate::reduce::{self, Kernel};
 use crate::schedule::{self, Algorithm, Groups, Program};
-use crate::transport::shm::{self, Doorbell};
 use crate::transport::AnyLink;
+use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
 use crate::{Code, DataType, Error, RedOp, Result};
 use peer::{Peer, Peers, WAYS_MAX, Word};
@@ -128,8 +128,11 @@ impl Communicator {
         let hosts = boot.hosts.clone();
         let groups = Groups::new(&hosts);
         if config.transport == TransportChoice::Shm && groups.len() > 1 {
-            return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {} hosts", groups.len()))
-                .hint("use GRACCL_TRANSPORT=auto"));
+            return Err(Error::usage(format!(
+                "GRACCL_TRANSPORT=shm, but the ranks are on {} hosts",
+                groups.len()
+            ))
+            .hint("use GRACCL_TRANSPORT=auto"));
         }
         let local = hosts.iter().filter(|&&h| h == hosts[rank]).count();
         let all_tcp = config.transport == TransportChoice::Tcp;
@@ -287,7 +290,9 @@ fn bad_buffers(send: *const u8, recv: *mut u8, count: usize, dtype: DataType, sa
     }
     if send.is_null() || recv.is_null() {
         let which = if send.is_null() { "send" } else { "receive" };
-        return Error::argument(format!("the {which} buffer is null")).who(call).hint("only a count of 0 allows it");
+        return Error::argument(format!("the {which} buffer is null"))
+            .who(call)
+            .hint("only a count of 0 allows it");
     }
     Error::argument("send and receive buffer overlap")
         .who(format!("{call}, {send:p} and {recv:p}"))
@@ -315,7 +320,8 @@ impl Inner {
                 .map_err(|e| Error::internal(format!("{} is refused for this job: {e}", a.name)))?;
         }
         let n = self.boot.size;
-        let longest = (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups))).max().unwrap_or(0);
+        let longest =
+            (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups))).max().unwrap_or(0);
         Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups)), longest))
     }
 
@@ -327,7 +333,13 @@ impl Inner {
     }
 
     /// Binds a program to links; connects to its peers first.
-    fn bind(&mut self, a: &'static Algorithm, ways: u32, program: &Arc<Program>, longest: u32) -> Result<Arc<Bound>> {
+    fn bind(
+        &mut self,
+        a: &'static Algorithm,
+        ways: u32,
+        program: &Arc<Program>,
+        longest: u32,
+    ) -> Result<Arc<Bound>> {
         if let Some((b, ..)) = self.bounds.get(&(a.name, ways)) {
             return Ok(b.clone());
         }
@@ -495,7 +507,9 @@ impl Drop for Inner {
         let until = Instant::now() + LEAVE;
         // A peer may still read our last message from memory that we are about to free, and closing a
         // TCP connection with something unread would cut off what is under way to the peer.
-        while self.failed.is_none() && self.peers.list.iter().any(|p| p.gone.is_none()) && Instant::now() < until
+        while self.failed.is_none()
+            && self.peers.list.iter().any(|p| p.gone.is_none())
+            && Instant::now() < until
         {
             for p in &self.peers.list {
                 if let Some(c) = p.tcp() {

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::bootstrap::Bootstrap;
 use crate::memory::{Arena, Block, PeerArena};
+use crate::transport::AnyLink;
 use crate::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use crate::transport::tcp::{TcpConn, TcpOptions};
-use crate::transport::AnyLink;
 use crate::{Code, Error, Result};
 
 /// Links to one peer on one port: one for each tile that may be worked on at a time.
@@ -191,7 +191,8 @@ impl Peer {
                 .hint("all ranks must run the same version of graccl")
         };
         let [id, size, peer_page, peer_bell] = words::<4>(&control.hello).ok_or_else(refused)?;
-        let arena = PeerArena::map(id, size as usize, control.fd).map_err(|e| e.who(format!("rank {rank}")))?;
+        let arena =
+            PeerArena::map(id, size as usize, control.fd).map_err(|e| e.who(format!("rank {rank}")))?;
         let bell = arena.at(peer_bell as usize, 64).ok_or_else(refused)?;
         let page = if lower {
             // SAFETY: our own block.
@@ -248,7 +249,8 @@ impl Peer {
                         return Ok(None);
                     }
                     arena.at(offset as usize - 1, total).ok_or_else(|| {
-                        Error::remote("a peer placed a link outside its memory").who(format!("rank {}", self.rank))
+                        Error::remote("a peer placed a link outside its memory")
+                            .who(format!("rank {}", self.rank))
                     })?
                 };
                 for way in 0..WAYS_MAX as usize {

@@ -119,7 +119,9 @@ impl<'a> Wait<'a> {
     /// Looks at everything that may end the wait with an error.
     fn check(&mut self, blocked: &[Blocked], sleep: Duration) -> Result<()> {
         if self.abort.load(Ordering::Relaxed) {
-            return Err(Error::new(Code::Aborted, "the communicator was aborted here").who(self.position(blocked)));
+            return Err(
+                Error::new(Code::Aborted, "the communicator was aborted here").who(self.position(blocked))
+            );
         }
         for b in blocked {
             if let Some(p) = self.peers.of_link(b.link)
@@ -158,7 +160,9 @@ impl<'a> Wait<'a> {
         if now - since > self.timeout {
             return Err(Error::timeout(format!("nothing moved for {:.1} s", (now - since).as_secs_f64()))
                 .who(self.position(blocked))
-                .hint("see what the rank that is waited for is doing; GRACCL_TIMEOUT (seconds) sets the limit"));
+                .hint(
+                    "see what the rank that is waited for is doing; GRACCL_TIMEOUT (seconds) sets the limit",
+                ));
         }
         Ok(())
     }
@@ -205,11 +209,11 @@ impl<'a> Wait<'a> {
                     (self.call)()
                 ))
             }
-            Some(Fault::Length { got }) => {
-                Error::internal(format!("rank {rank} sent a message of {got} bytes, another length was expected"))
-                    .who(self.position(&[*b]))
-                    .hint("run with GRACCL_VERIFY=1 and report this")
-            }
+            Some(Fault::Length { got }) => Error::internal(format!(
+                "rank {rank} sent a message of {got} bytes, another length was expected"
+            ))
+            .who(self.position(&[*b]))
+            .hint("run with GRACCL_VERIFY=1 and report this"),
             Some(Fault::Broken(text)) => {
                 // The control connection may know better: an orderly abort with its reason.
                 for _ in 0..20 {

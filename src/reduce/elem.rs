@@ -14,11 +14,9 @@ pub(super) trait Elem: Copy {
     fn div(self, ranks: u32) -> Self;
 }
 
-/// `$wide` is a type whose division is the integer's: for up to 32 bits, a float's correctly
-/// rounded quotient never reaches the next integer (they are at least 1/ranks apart, far more than
-/// its precision), and floats divide in vectors.
+/// `$div` divides a value by the number of ranks (at least 2).
 macro_rules! int {
-    ($($t:ident / $wide:ident),*) => { $(
+    ($div:ident; $($t:ident),*) => { $(
         impl Elem for $t {
             #[inline(always)]
             fn fold<const OP: u8>(self, b: Self) -> Self {
@@ -31,12 +29,33 @@ macro_rules! int {
             }
             #[inline(always)]
             fn div(self, ranks: u32) -> Self {
-                (self as $wide / ranks as $wide) as $t
+                $div!(self, ranks, $t)
             }
         }
     )* };
 }
-int!(i8 / f32, u8 / f32, i32 / f64, u32 / f64, i64 / i64, u64 / u64);
+/// Vectors divide only floats. The rounded quotient is below the next integer, from which the exact
+/// one is at least 1/ranks away: more than f32's half ulp for 8 bits, and f64's for 32.
+macro_rules! div8 {
+    ($v:expr, $ranks:expr, $t:ident) => {
+        // SAFETY: the quotient is no larger than the value.
+        unsafe { ($v as f32 / $ranks as f32).to_int_unchecked::<i32>() as $t }
+    };
+}
+macro_rules! div32 {
+    ($v:expr, $ranks:expr, $t:ident) => {
+        // SAFETY: at least 2 ranks, so the quotient is within half the type's range.
+        unsafe { ($v as f64 / $ranks as f64).to_int_unchecked::<i32>() as $t }
+    };
+}
+macro_rules! div64 {
+    ($v:expr, $ranks:expr, $t:ident) => {
+        $v / $ranks as $t
+    };
+}
+int!(div8; i8, u8);
+int!(div32; i32, u32);
+int!(div64; i64, u64);
 
 /// Minimum and maximum: a comparison that fails picks `b`, so the two orders differ exactly when
 /// the values are equal (then they agree but for the sign of zero) or one is NaN.

@@ -1,5 +1,9 @@
 //! Registers full of elements, and the loop that runs a kernel over them.
 
+// Loops over register arrays are indexed: the compiler unrolls them early, so that the arrays become
+// registers. Iterator chains are unrolled too late, and the arrays stay in memory (a tenth the speed).
+#![allow(clippy::needless_range_loop)]
+
 use super::elem::{Elem, Half};
 use std::marker::PhantomData;
 use std::mem::{MaybeUninit, size_of, transmute_copy};
@@ -176,7 +180,7 @@ pub(super) unsafe fn drive<L: Lanes, const OP: u8, const NS: usize, const ND: us
         if a.nt {
             // Non-temporal stores need an aligned address: a part of a register leads up to it.
             let head = lp.dst(0).addr().wrapping_neg() % reg;
-            if head % L::SIZE == 0 && a.bytes >= head + reg {
+            if head.is_multiple_of(L::SIZE) && a.bytes >= head + reg {
                 lp.nt = true;
                 lp.part(0, head);
                 at = head;
@@ -220,12 +224,8 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
     }
     #[inline(always)]
     unsafe fn load_part(&self, i: usize, at: usize, bytes: usize) -> L::Acc {
-        // SAFETY: callers stay within the buffer; all bits zero is a valid element.
-        unsafe {
-            let mut raw = MaybeUninit::<L::Raw>::zeroed();
-            copy_part::<L::Raw>(raw.as_mut_ptr().cast(), self.src(i).add(at), bytes);
-            L::widen(raw.assume_init())
-        }
+        // SAFETY: callers stay within the buffer.
+        unsafe { L::widen(load_part(self.src(i).add(at), bytes)) }
     }
 
     /// `U` registers at byte `at`.
@@ -302,6 +302,31 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
             }
             raw
         }
+    }
+}
+
+/// The first `bytes` of a register, fewer than it has; the rest is zero.
+#[inline(always)]
+unsafe fn load_part<R: Copy>(p: *const u8, bytes: usize) -> R {
+    // SAFETY: masked loads touch only `bytes`; only tables of CPUs that have registers of this size
+    // use them. All bits zero is a valid register.
+    unsafe {
+        // Where there are masks: a register read back from several short stores waits for them.
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::*;
+            if size_of::<R>() == 64 {
+                return transmute_copy(&_mm512_maskz_loadu_epi8((1 << bytes) - 1, p.cast()));
+            }
+            if size_of::<R>() == 32 && bytes.is_multiple_of(4) {
+                let index = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+                let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(bytes as i32), index);
+                return transmute_copy(&_mm256_maskload_epi32(p.cast(), mask));
+            }
+        }
+        let mut raw = MaybeUninit::<R>::zeroed();
+        copy_part::<R>(raw.as_mut_ptr().cast(), p, bytes);
+        raw.assume_init()
     }
 }
 

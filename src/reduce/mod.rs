@@ -13,7 +13,9 @@ mod x86;
 
 use crate::types::{DataType, RedOp};
 use elem::{Bf16, F16, MAX, MIN, PROD, SUM};
-use lanes::{Args, Arr, Halves, Lanes, Words, drive};
+use lanes::{Args, Arr, Convert, Halves, Lanes, Words, drive};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256i, __m512i};
 use std::sync::OnceLock;
 
 /// Folds `srcs[0..nsrc]` from left to right and writes the result to all of `dsts[0..ndst]`.
@@ -47,31 +49,36 @@ struct Level {
     rows: [Row; 10],
 }
 
-/// `Kernel` for the lanes `L`, to be inlined where an instruction set is enabled.
+/// The fold of the lanes `L`, to be inlined where an instruction set is enabled.
 #[inline(always)]
-unsafe fn run<L: Lanes, C: Lanes, const OP: u8>(a: &Args) {
+unsafe fn fold<L: Lanes, const OP: u8>(a: &Args) {
     // SAFETY: the kernel's contract.
     unsafe {
-        match (a.nsrc, a.ndst, a.ranks > 1) {
-            (1, 1, false) if !a.nt => {
-                let (dst, src) = (*a.dsts, *a.srcs);
-                if dst.cast_const() != src {
-                    std::ptr::copy_nonoverlapping(src, dst, a.bytes);
-                }
-            }
-            (1, 1, false) => drive::<C, SUM, 1, 1>(a),
-            (1, 2, false) => drive::<C, SUM, 1, 2>(a),
-            (1, _, false) => drive::<C, SUM, 1, 0>(a),
-            (2, 1, _) => drive::<L, OP, 2, 1>(a),
-            (2, 2, _) => drive::<L, OP, 2, 2>(a),
+        match (a.nsrc, a.ndst) {
+            (2, 1) => drive::<L, OP, 2, 1>(a),
+            (2, 2) => drive::<L, OP, 2, 2>(a),
             _ => drive::<L, OP, 0, 0>(a),
         }
     }
 }
 
-/// A module with the kernels of one instruction set: `$bytes` to a register.
-macro_rules! level {
-    ($name:ident, $label:literal, $bytes:literal, $reg:ty, f16: $f16:ty, bf16: $bf16:ty $(, $feature:literal)?) => {
+/// One source to all destinations, in registers of bytes `L`; to be inlined like [`fold`].
+#[inline(always)]
+unsafe fn spread<L: Lanes>(a: &Args) {
+    // SAFETY: the kernel's contract.
+    unsafe {
+        match a.ndst {
+            1 if !a.nt => copy(*a.dsts, *a.srcs, a.bytes, false),
+            1 => drive::<L, SUM, 1, 1>(a),
+            2 => drive::<L, SUM, 1, 2>(a),
+            _ => drive::<L, SUM, 1, 0>(a),
+        }
+    }
+}
+
+/// A module that compiles kernels for one instruction set: `$bytes` to a register `$reg`.
+macro_rules! isa {
+    ($name:ident, $bytes:literal, $reg:ty $(, $feature:literal)?) => {
         mod $name {
             use super::*;
 
@@ -87,50 +94,73 @@ macro_rules! level {
             ) {
                 let a = Args { dsts, ndst, srcs, nsrc, bytes: len * L::SIZE, ranks, nt };
                 // SAFETY: the kernel's contract; the table is chosen only where the CPU has the features.
-                unsafe { run::<L, Arr<u8, $reg, $bytes>, OP>(&a) }
+                unsafe { if nsrc == 1 && ranks <= 1 { copies(&a) } else { fold::<L, OP>(&a) } }
             }
-            const fn row<L: Lanes>() -> Row {
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn copies(a: &Args) {
+                // SAFETY: as `kernel`.
+                unsafe { spread::<Arr<u8, $reg, $bytes>>(a) }
+            }
+            pub const fn row<L: Lanes>() -> Row {
                 [kernel::<L, SUM>, kernel::<L, PROD>, kernel::<L, MAX>, kernel::<L, MIN>]
             }
-            pub static LEVEL: Level = Level {
-                name: $label,
-                rows: [
+            pub const fn half<C: Convert<$reg>>() -> Row {
+                row::<Halves<C, $reg, { $bytes / 4 }>>()
+            }
+            #[allow(dead_code)] // One level takes only its bf16 kernels from its module.
+            pub const fn rows(f16: Row, bf16: Row) -> [Row; 10] {
+                [
                     row::<Arr<i8, $reg, $bytes>>(),
                     row::<Arr<u8, $reg, $bytes>>(),
                     row::<Arr<i32, $reg, { $bytes / 4 }>>(),
                     row::<Arr<u32, $reg, { $bytes / 4 }>>(),
                     row::<Arr<i64, $reg, { $bytes / 8 }>>(),
                     row::<Arr<u64, $reg, { $bytes / 8 }>>(),
-                    row::<Halves<$f16, $reg, { $bytes / 4 }>>(),
+                    f16,
                     row::<Arr<f32, $reg, { $bytes / 4 }>>(),
                     row::<Arr<f64, $reg, { $bytes / 8 }>>(),
-                    row::<Halves<$bf16, $reg, { $bytes / 4 }>>(),
-                ],
-            };
+                    bf16,
+                ]
+            }
         }
     };
 }
 
+/// The scalar level's register.
 #[cfg(target_arch = "aarch64")]
-use std::arch::aarch64::uint8x16_t as Reg16;
+type Reg16 = std::arch::aarch64::uint8x16_t;
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m128i as Reg16, __m256i, __m512i};
+type Reg16 = std::arch::x86_64::__m128i;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 type Reg16 = [u64; 2];
 
-level!(scalar, "scalar", 16, Reg16, f16: Words<F16, 4>, bf16: Words<Bf16, 4>);
+isa!(scalar, 16, Reg16);
+static SCALAR: Level = Level {
+    name: if cfg!(target_arch = "aarch64") { "neon" } else { "scalar" },
+    rows: scalar::rows(scalar::half::<Words<F16, 4>>(), scalar::half::<Words<Bf16, 4>>()),
+};
+
 #[cfg(target_arch = "x86_64")]
-level!(avx2, "avx2", 32, __m256i, f16: x86::F16c, bf16: x86::Bf16Avx2, "avx2,f16c");
+isa!(avx2, 32, __m256i, "avx2,f16c");
 #[cfg(target_arch = "x86_64")]
-level!(
-    avx512, "avx512", 64, __m512i, f16: x86::F16c, bf16: Words<Bf16, 16>,
-    "avx512f,avx512bw,avx512vl,avx512dq"
-);
+static AVX2: Level =
+    Level { name: "avx2", rows: avx2::rows(avx2::half::<x86::F16c>(), avx2::half::<x86::Bf16Avx2>()) };
+
 #[cfg(target_arch = "x86_64")]
-level!(
-    avx512bf16, "avx512", 64, __m512i, f16: x86::F16c, bf16: x86::Bf16Avx512,
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"
-);
+isa!(avx512, 64, __m512i, "avx512f,avx512bw,avx512vl,avx512dq");
+#[cfg(target_arch = "x86_64")]
+static AVX512: Level = Level {
+    name: "avx512",
+    rows: avx512::rows(avx512::half::<x86::F16c>(), avx512::half::<Words<Bf16, 16>>()),
+};
+
+#[cfg(target_arch = "x86_64")]
+isa!(avx512bf16, 64, __m512i, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16");
+#[cfg(target_arch = "x86_64")]
+static AVX512_BF16: Level = Level {
+    name: "avx512",
+    rows: avx512::rows(avx512::half::<x86::F16c>(), avx512bf16::half::<x86::Bf16Avx512>()),
+};
 
 /// The levels that this CPU has, best first.
 fn levels() -> Vec<&'static Level> {
@@ -140,15 +170,15 @@ fn levels() -> Vec<&'static Level> {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
             if has!("avx512bf16") {
-                v.push(&avx512bf16::LEVEL);
+                v.push(&AVX512_BF16);
             }
-            v.push(&avx512::LEVEL);
+            v.push(&AVX512);
         }
         if has!("avx2") && has!("f16c") {
-            v.push(&avx2::LEVEL);
+            v.push(&AVX2);
         }
     }
-    v.push(&scalar::LEVEL);
+    v.push(&SCALAR);
     v
 }
 

@@ -1,1 +1,323 @@
+//! Every kernel of every level that this CPU has, against a reference that works one element at a
+//! time, in other ways than the kernels.
 
+use super::elem::Half;
+use super::*;
+
+/// xorshift64*
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
+    }
+}
+
+/// Exponent and mantissa bits of a float type.
+fn format(t: DataType) -> Option<(u32, u32)> {
+    match t {
+        DataType::F16 => Some((5, 10)),
+        DataType::Bf16 => Some((8, 7)),
+        DataType::F32 => Some((8, 23)),
+        DataType::F64 => Some((11, 52)),
+        _ => None,
+    }
+}
+
+fn signed(t: DataType) -> bool {
+    matches!(t, DataType::I8 | DataType::I32 | DataType::I64)
+}
+
+/// Any bits; for floats a third of them zeros, infinities, NaNs, subnormals and numbers near 1.
+fn random(t: DataType, rng: &mut Rng) -> u64 {
+    let bits = rng.next() >> (64 - 8 * t.size());
+    let Some((e, m)) = format(t) else { return bits };
+    let (exp, man) = (((1u64 << e) - 1) << m, (1u64 << m) - 1);
+    let sign = bits & (1 << (e + m));
+    match rng.below(18) {
+        0 => sign,
+        1 => sign | exp,
+        2 => sign | exp | (bits & man).max(1),
+        3 => sign | (bits & man),
+        4 => sign | (bits & man) | (1 << m),
+        5 => sign | (bits & man) | (exp >> 1 & exp),
+        _ => bits,
+    }
+}
+
+/// The number that `bits` of a float type (f32 at most) mean.
+fn decode(bits: u64, (e, m): (u32, u32)) -> f64 {
+    let (exp, man) = (bits >> m & ((1 << e) - 1), (bits & ((1 << m) - 1)) as f64);
+    let bias = (1i32 << (e - 1)) - 1;
+    let abs = if exp == (1 << e) - 1 {
+        if man == 0.0 { f64::INFINITY } else { f64::NAN }
+    } else if exp == 0 {
+        man * 2f64.powi(1 - bias - m as i32)
+    } else {
+        (man + 2f64.powi(m as i32)) * 2f64.powi(exp as i32 - bias - m as i32)
+    };
+    if bits >> (e + m) == 1 { -abs } else { abs }
+}
+
+/// The nearest value of a 16-bit float type, ties to even.
+fn encode(v: f64, (e, m): (u32, u32)) -> u64 {
+    let bias = (1i32 << (e - 1)) - 1;
+    let (sign, inf) = ((v.is_sign_negative() as u64) << (e + m), ((1u64 << e) - 1) << m);
+    if v.is_nan() {
+        return inf | 1;
+    }
+    let a = v.abs();
+    if a.is_infinite() {
+        return sign | inf;
+    }
+    let exp = if a < 2f64.powi(1 - bias) { 1 - bias } else { a.log2().floor() as i32 };
+    // log2 may have rounded up to the next whole number.
+    let exp = if exp > 1 - bias && 2f64.powi(exp) > a { exp - 1 } else { exp };
+    let ulp = 2f64.powi(exp - m as i32);
+    let steps = (a / ulp).round_ties_even();
+    if steps * ulp >= 2f64.powi(bias + 1) {
+        return sign | inf;
+    }
+    // A subnormal has exponent 0 and no hidden bit, so the sum below counts on for both.
+    sign | ((((exp + bias - 1) as u64) << m) + steps as u64)
+}
+
+fn fold_float<F: Copy + PartialOrd>(
+    op: RedOp,
+    a: F,
+    b: F,
+    nan: F,
+    neg: impl Fn(F) -> bool,
+    calc: [F; 2],
+) -> F {
+    let (lo, hi) = if a < b || (a == b && neg(a)) { (a, b) } else { (b, a) };
+    match op {
+        RedOp::Sum | RedOp::Avg => calc[0],
+        RedOp::Prod => calc[1],
+        _ if a.partial_cmp(&b).is_none() => nan,
+        RedOp::Min => lo,
+        RedOp::Max => hi,
+    }
+}
+
+/// The folded value's bits; `None` for any NaN.
+fn reference(t: DataType, op: RedOp, v: &[u64], ranks: u32) -> Option<u64> {
+    if v.len() == 1 && ranks <= 1 {
+        return Some(v[0]);
+    }
+    let Some(f) = format(t) else {
+        let shift = 128 - 8 * t.size() as u32;
+        let wrap =
+            |x: i128| if signed(t) { x << shift >> shift } else { ((x as u128) << shift >> shift) as i128 };
+        let folded = v.iter().map(|x| wrap(*x as i128)).reduce(|a, b| match op {
+            RedOp::Sum | RedOp::Avg => wrap(a + b),
+            RedOp::Prod => wrap(a.wrapping_mul(b)),
+            RedOp::Max => a.max(b),
+            RedOp::Min => a.min(b),
+        });
+        let r = folded.unwrap() / ranks.max(1) as i128;
+        return Some(r as u64 & (u64::MAX >> (64 - 8 * t.size())));
+    };
+    if t == DataType::F64 {
+        let r = v
+            .iter()
+            .map(|x| f64::from_bits(*x))
+            .reduce(|a, b| fold_float(op, a, b, f64::NAN, |x| x.is_sign_negative(), [a + b, a * b]));
+        let r = r.unwrap() / ranks.max(1) as f64;
+        return (!r.is_nan()).then_some(r.to_bits());
+    }
+    let r = v
+        .iter()
+        .map(|x| decode(*x, f) as f32)
+        .reduce(|a, b| fold_float(op, a, b, f32::NAN, |x| x.is_sign_negative(), [a + b, a * b]));
+    let r = r.unwrap() / ranks.max(1) as f32;
+    (!r.is_nan()).then(|| if t == DataType::F32 { r.to_bits() as u64 } else { encode(r as f64, f) })
+}
+
+fn is_nan(t: DataType, bits: u64) -> bool {
+    format(t).is_some_and(|(e, m)| {
+        let inf = ((1u64 << e) - 1) << m;
+        bits & (inf | ((1 << m) - 1)) > inf
+    })
+}
+
+fn get(t: DataType, b: &[u8], i: usize) -> u64 {
+    let mut v = [0; 8];
+    v[..t.size()].copy_from_slice(&b[i * t.size()..(i + 1) * t.size()]);
+    u64::from_le_bytes(v)
+}
+
+/// One buffer: `len` elements at a random address, between guards.
+struct Buf {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Buf {
+    fn new(t: DataType, len: usize, rng: &mut Rng) -> Buf {
+        let at = 64 + if rng.below(2) == 0 { rng.below(64) } else { rng.below(64) / t.size() * t.size() };
+        let mut bytes = vec![0xa5; at + len * t.size() + 64];
+        for i in 0..len {
+            let v = random(t, rng).to_le_bytes();
+            bytes[at + i * t.size()..][..t.size()].copy_from_slice(&v[..t.size()]);
+        }
+        Buf { bytes, at }
+    }
+}
+
+/// Calls a kernel with random data, addresses and aliases, and compares all memory afterwards.
+fn check(
+    k: Kernel,
+    t: DataType,
+    op: RedOp,
+    (nsrc, ndst): (usize, usize),
+    len: usize,
+    rng: &mut Rng,
+    what: &str,
+) {
+    let (mut bufs, nt): (Vec<Buf>, _) =
+        ((0..nsrc + ndst).map(|_| Buf::new(t, len, rng)).collect(), rng.below(2) == 0);
+    // Destination j is its own buffer or, often, the source j + turn.
+    let turn = rng.below(nsrc);
+    let dst: Vec<usize> =
+        (0..ndst).map(|j| if j < nsrc && rng.below(3) == 0 { (j + turn) % nsrc } else { nsrc + j }).collect();
+    let ranks =
+        if op == RedOp::Avg { [1, 2, 3, 7, 8, 100, 1000, 70_000][rng.below(8)] } else { rng.below(2) as u32 };
+    let mut want: Vec<Vec<u8>> = bufs.iter().map(|b| b.bytes.clone()).collect();
+    let values: Vec<Option<u64>> = (0..len)
+        .map(|i| {
+            let v: Vec<u64> = bufs[..nsrc].iter().map(|b| get(t, &b.bytes[b.at..], i)).collect();
+            reference(t, op, &v, ranks)
+        })
+        .collect();
+    let ptr: Vec<*mut u8> = bufs.iter_mut().map(|b| b.bytes[b.at..].as_mut_ptr()).collect();
+    let srcs: Vec<*const u8> = ptr[..nsrc].iter().map(|p| p.cast_const()).collect();
+    let dsts: Vec<*mut u8> = dst.iter().map(|i| ptr[*i]).collect();
+    // SAFETY: the buffers have `len` elements each; aliases are exact.
+    unsafe { k(dsts.as_ptr(), ndst, srcs.as_ptr(), nsrc, len, ranks, nt) };
+    let case = || format!("{what} {t:?} {op:?} {nsrc}->{ndst} len {len} ranks {ranks} nt {nt} dst {dst:?}");
+    for &d in &dst {
+        for (i, value) in values.iter().enumerate() {
+            let at = bufs[d].at + i * t.size();
+            let got = get(t, &bufs[d].bytes[at..], 0);
+            match value {
+                Some(v) => assert_eq!(got, *v, "{} element {i}", case()),
+                None => assert!(is_nan(t, got), "{} element {i}: {got:x} is no NaN", case()),
+            }
+            want[d][at..at + t.size()].copy_from_slice(&got.to_le_bytes()[..t.size()]);
+        }
+    }
+    for (b, want) in bufs.iter().zip(&want) {
+        assert!(b.bytes == *want, "{} wrote where it should not", case());
+    }
+}
+
+fn kernels(level: &'static Level) -> impl Iterator<Item = (DataType, RedOp, Kernel)> {
+    let row = |op| if op == RedOp::Avg { SUM as usize } else { op as usize };
+    DataType::ALL.into_iter().flat_map(move |t| RedOp::ALL.map(|op| (t, op, level.rows[t as usize][row(op)])))
+}
+
+#[test]
+fn all_levels_match_the_reference() {
+    let mut rng = Rng(1);
+    for (l, level) in levels().into_iter().enumerate() {
+        for (t, op, k) in kernels(level) {
+            for len in 0..=200 {
+                for _ in 0..if cfg!(debug_assertions) { 1 } else { 3 } {
+                    let (nsrc, ndst) = (1 + rng.below(5), 1 + rng.below(3));
+                    check(k, t, op, (nsrc, ndst), len, &mut rng, &format!("level {l} {}", level.name));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_sources_and_destinations() {
+    let mut rng = Rng(2);
+    for level in levels() {
+        for (t, op, k) in kernels(level) {
+            check(k, t, op, (64, 1), 1000, &mut rng, level.name);
+            check(k, t, op, (9, 8), 1000, &mut rng, level.name);
+            check(k, t, op, (1, 7), 1000, &mut rng, level.name);
+        }
+    }
+}
+
+/// Every value of a 16-bit type, and every point where its rounding changes, plus one f32 ulp.
+#[test]
+fn rounding_of_every_16_bit_value() {
+    for t in [DataType::F16, DataType::Bf16] {
+        let f = format(t).unwrap();
+        let value = |b: u16| decode(b as u64, f);
+        for b in 0..=u16::MAX {
+            let v = value(b);
+            let (low, high, round): (_, _, fn(f32) -> u32) = if t == DataType::F16 {
+                (F16::low(0xabcd_0000 | b as u32), F16::high((b as u32) << 16 | 0xabcd), F16::round)
+            } else {
+                (Bf16::low(0xabcd_0000 | b as u32), Bf16::high((b as u32) << 16 | 0xabcd), Bf16::round)
+            };
+            if v.is_nan() {
+                assert!(low.is_nan() && high.is_nan() && is_nan(t, round(low) as u64), "{t:?} {b:x}");
+                continue;
+            }
+            assert_eq!((low as f64).to_bits(), v.to_bits(), "{t:?} {b:x}");
+            assert_eq!((high as f64).to_bits(), v.to_bits(), "{t:?} {b:x}");
+            let next = value(b.wrapping_add(1));
+            let middle = if next.is_finite() { ((v + next) / 2.0) as f32 } else { low };
+            for x in [low, low.next_up(), middle.next_down(), middle, middle.next_up()] {
+                assert_eq!(round(x) as u64, encode(x as f64, f), "{t:?} {b:x} {x:e}");
+            }
+        }
+    }
+    assert_eq!((F16::round(65519.99), F16::round(65520.0)), (0x7bff, 0x7c00));
+    assert_eq!(Bf16::round(f32::MAX), 0x7f80);
+}
+
+/// AVX512-BF16 takes subnormals for zero; also in the last lane, alone.
+#[test]
+fn bf16_subnormals_survive() {
+    for level in levels() {
+        for at in 0..64 {
+            let (mut a, b, mut out) = ([0x3f80u16; 64], [0u16; 64], [0u16; 64]);
+            a[at] = 0x8003;
+            let k = level.rows[DataType::Bf16 as usize][SUM as usize];
+            let (d, s) = (out.as_mut_ptr().cast::<u8>(), [a.as_ptr().cast::<u8>(), b.as_ptr().cast()]);
+            // SAFETY: 64 elements each.
+            unsafe { k(&d, 1, s.as_ptr(), 2, 64, 0, false) };
+            assert_eq!(out, a, "{} lane {at}", level.name);
+        }
+    }
+}
+
+#[test]
+fn copy_copies() {
+    let mut rng = Rng(3);
+    for len in (0..300).chain([4096, 10_000]) {
+        for nt in [false, true] {
+            let src = Buf::new(DataType::U8, len, &mut rng);
+            let mut dst = Buf::new(DataType::U8, len, &mut rng);
+            let mut want = dst.bytes.clone();
+            want[dst.at..dst.at + len].copy_from_slice(&src.bytes[src.at..][..len]);
+            // SAFETY: `len` bytes each.
+            unsafe { copy(dst.bytes[dst.at..].as_mut_ptr(), src.bytes[src.at..].as_ptr(), len, nt) };
+            store_fence();
+            assert!(dst.bytes == want, "len {len} nt {nt}");
+        }
+    }
+}
+
+#[test]
+fn table_is_indexed_by_type_and_op() {
+    assert!(levels().iter().any(|l| l.name == level()));
+    for (t, op, k) in kernels(chosen()) {
+        assert!(std::ptr::fn_addr_eq(kernel(t, op), k), "{t:?} {op:?}");
+        check(kernel(t, op), t, op, (3, 2), 50, &mut Rng(4), level());
+    }
+}

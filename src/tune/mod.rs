@@ -33,7 +33,11 @@ pub fn choose(layout: &Layout, bytes: usize) -> Choice {
     let hosts = layout.groups.len();
     let c = |name, ways, message| Choice { algorithm: named(name), ways, message };
     if layout.any_tcp && !layout.all_tcp && hosts > 1 {
-        return if bytes <= 32 << 10 { c("recursive_doubling", 1, 256 << 10) } else { c("hier_2d", 4, 256 << 10) };
+        return if bytes <= 32 << 10 {
+            c("recursive_doubling", 1, 256 << 10)
+        } else {
+            c("hier_2d", 4, 256 << 10)
+        };
     }
     if layout.all_tcp {
         return match (n, bytes) {

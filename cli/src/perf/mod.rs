@@ -30,14 +30,14 @@ fn launched() -> Option<(usize, usize)> {
 }
 
 /// `graccl perf`: joins the launcher's job, or starts one.
-pub fn main(a: PerfArgs) -> Result<u8> {
+pub fn main(a: &PerfArgs) -> Result<u8> {
     a.check()?;
-    let Some((rank, size)) = launched() else { return start(&a) };
+    let Some((rank, size)) = launched() else { return start(a) };
     if let Some(np) = a.np.filter(|&np| np as usize != size) {
         return Err(Error::argument(format!("--np {np}, but the launcher started {size} ranks"))
             .hint("leave --np out under a launcher"));
     }
-    run::main(&a, rank, size).map_err(|e| if size > 1 { prefix(e, rank) } else { e })
+    run::main(a, rank, size).map_err(|e| if size > 1 { prefix(e, rank) } else { e })
 }
 
 fn prefix(mut e: Error, rank: usize) -> Error {
@@ -64,7 +64,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
         ranks,
         hosts: a.hosts as usize,
         prefix: true,
-        direct_rank0: true,
+        ours: true,
     })
 }
 

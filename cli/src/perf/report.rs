@@ -73,7 +73,7 @@ impl Report {
             "# graccl version {}, cpu kernels: {}\n# Collective test starting: all_reduce\n\
              # ranks {} transport: {transport} algorithm: {algo} memory: {memory}\n",
             env!("CARGO_PKG_VERSION"),
-            simd(),
+            graccl::reduce::level(),
             job.size,
         );
         if a.tensors.is_none() {
@@ -122,7 +122,7 @@ impl Report {
         c.insert("transport".into(), transport.into());
         c.insert("algorithm".into(), algo.into());
         c.insert("memory".into(), memory.into());
-        c.insert("simd".into(), simd().into());
+        c.insert("simd".into(), graccl::reduce::level().into());
         c.insert("devices".into(), devices.into());
         self.json.insert("config".into(), c.into());
         self.say(&text)
@@ -196,11 +196,6 @@ fn memory_name(m: Memory) -> &'static str {
         Memory::Host => "host",
         Memory::Registered => "registered",
     }
-}
-
-/// The instruction set of the reduction kernels.
-fn simd() -> &'static str {
-    "unknown"
 }
 
 fn host_name() -> String {

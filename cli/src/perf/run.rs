@@ -29,7 +29,7 @@ pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
     for algorithm in &algorithms {
         let config = config(a, algorithm.as_deref())?;
         // The old communicator goes before the new one comes.
-        drop(job.take());
+        job.take();
         let mut new = match Communicator::init_env(&config) {
             Ok(comm) => Job::new(comm),
             Err(e) if algorithms.len() > 1 && not_possible(&e) => {

@@ -3,9 +3,10 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 pub fn graccl(args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_graccl"));
@@ -53,6 +54,19 @@ pub fn out(o: &Output) -> String {
 
 pub fn err(o: &Output) -> String {
     String::from_utf8(o.stderr.clone()).unwrap()
+}
+
+/// Kills the process after the deadline, so that who reads its output does not wait for ever.
+/// Dropping the sender, before the process is waited for, calls this off.
+pub fn watch(child: &Child) -> Sender<()> {
+    let (off, wait) = channel();
+    let id = child.id() as i32;
+    std::thread::spawn(move || {
+        if wait.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            unsafe { libc::kill(id, libc::SIGKILL) };
+        }
+    });
+    off
 }
 
 /// Waits until `condition` holds.

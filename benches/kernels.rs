@@ -1,0 +1,60 @@
+//! Reduction kernels in cache: bytes read and written per second.
+//! `GRACCL_SIMD` chooses the instruction set.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use graccl::{DataType, RedOp, reduce};
+
+const SIZES: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
+
+/// `n` buffers that do not share their position in a page, aligned to a cache line.
+fn buffers(n: usize, bytes: usize) -> (Vec<Vec<u8>>, Vec<*mut u8>) {
+    let mut bufs: Vec<Vec<u8>> = (0..n).map(|_| vec![0x3c; bytes + 8192]).collect();
+    let at = |i: usize, p: *mut u8| p.wrapping_add(p.align_offset(4096) + i % 8 * 320);
+    let ptrs = bufs.iter_mut().enumerate().map(|(i, b)| at(i, b.as_mut_ptr())).collect();
+    (bufs, ptrs)
+}
+
+fn sums(c: &mut Criterion) {
+    for (nsrc, ndst) in [(2, 1), (2, 2), (8, 1)] {
+        let mut g = c.benchmark_group(format!("sum {nsrc}->{ndst} {}", reduce::level()));
+        for t in [DataType::F32, DataType::Bf16, DataType::F16, DataType::I32] {
+            let kernel = reduce::kernel(t, RedOp::Sum);
+            for bytes in SIZES {
+                let (_bufs, p) = buffers(nsrc + ndst, bytes);
+                let srcs: Vec<*const u8> = p[..nsrc].iter().map(|p| p.cast_const()).collect();
+                g.throughput(Throughput::Bytes(((nsrc + ndst) * bytes) as u64));
+                g.bench_function(BenchmarkId::new(t.name(), bytes), |b| {
+                    // SAFETY: every buffer has `bytes` bytes, and they are disjoint.
+                    b.iter(|| unsafe {
+                        kernel(p[nsrc..].as_ptr(), ndst, srcs.as_ptr(), nsrc, bytes / t.size(), 0, false)
+                    })
+                });
+            }
+        }
+        g.finish();
+    }
+}
+
+fn copies(c: &mut Criterion) {
+    let mut g = c.benchmark_group(format!("copy {}", reduce::level()));
+    for (name, nt) in [("plain", false), ("nt", true)] {
+        for bytes in SIZES {
+            let (_bufs, p) = buffers(2, bytes);
+            g.throughput(Throughput::Bytes(2 * bytes as u64));
+            g.bench_function(BenchmarkId::new(name, bytes), |b| {
+                // SAFETY: both buffers have `bytes` bytes, and they are disjoint.
+                b.iter(|| unsafe { reduce::copy(p[1], p[0], bytes, nt) })
+            });
+        }
+    }
+    g.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(std::time::Duration::from_millis(200))
+        .measurement_time(std::time::Duration::from_millis(500));
+    targets = sums, copies
+}
+criterion_main!(benches);

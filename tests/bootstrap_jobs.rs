@@ -1,0 +1,348 @@
+//! Real jobs: ranks as processes, started as launchers start them, that meet, connect and fail.
+//!
+//! The processes are this test program again, told by `GRACCL_TEST_JOB` what to do.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use graccl::bootstrap::{Bootstrap, UniqueId, from_env};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// What a process of a job does; the result is its last line, "ok ..." or "error ...".
+fn act(job: &str) -> graccl::Result<String> {
+    let wait = std::env::var("GRACCL_TEST_WAIT").ok().and_then(|w| w.parse().ok());
+    let wait = wait.map_or(LONG, Duration::from_millis);
+    match job {
+        // Joins as the environment says, twice, and connects to all.
+        "join" => {
+            // Something else holds a port of rank 0's host, and keeps silent.
+            let rank0 = std::env::var("RANK").is_ok_and(|r| r == "0");
+            let port = std::env::var("GRACCL_TEST_HOLD").ok().and_then(|p| p.parse::<u16>().ok());
+            let _held = port.filter(|_| rank0).map(|p| std::net::TcpListener::bind(("0.0.0.0", p)).unwrap());
+            let mut text = String::new();
+            for _ in 0..2 {
+                let job = from_env()?;
+                let b = Bootstrap::rendezvous(&job.id, job.rank, job.size, wait)?;
+                mesh(&b, 0, false, wait)?;
+                if std::env::var("GRACCL_TEST_NO_TCP").is_err() {
+                    mesh(&b, 1, true, wait)?;
+                }
+                text = format!("ok {} {}/{} {:?}", job.launcher, b.rank, b.size, b.hosts);
+            }
+            Ok(text)
+        }
+        // Makes an id, prints it and waits to be killed.
+        "root" => {
+            println!("id {}", UniqueId::create()?.to_hex());
+            std::thread::sleep(LONG);
+            Ok("ok".into())
+        }
+        // Makes an id; children made by fork are the ranks.
+        "fork" => {
+            let id = UniqueId::create()?;
+            let children: Vec<i32> = (0..3)
+                .map(|rank| {
+                    // SAFETY: the child only uses what graccl promises to work after fork, and leaves
+                    // by _exit.
+                    let pid = unsafe { libc::fork() };
+                    assert!(pid >= 0);
+                    if pid == 0 {
+                        let b = Bootstrap::rendezvous(&id, rank, 3, LONG);
+                        let ok = b.and_then(|b| mesh(&b, 0, false, wait)).is_ok();
+                        // SAFETY: ends the process.
+                        unsafe { libc::_exit(if ok { 0 } else { 1 }) };
+                    }
+                    pid
+                })
+                .collect();
+            for pid in children {
+                let mut status = 0;
+                // SAFETY: waits for a child of this process.
+                assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+                assert_eq!(status, 0);
+            }
+            Ok("ok".into())
+        }
+        // Eight ranks in a process that may open too few files.
+        "few files" => {
+            let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+            let limit = libc::rlimit { rlim_cur: used + 12, rlim_max: used + 12 };
+            // SAFETY: sets a limit of this process from a valid struct.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+            let id = UniqueId::create()?;
+            let rank = |r| Bootstrap::rendezvous(&id, r, 8, wait).and_then(|b| mesh(&b, 0, false, wait));
+            std::thread::scope(|s| {
+                let all: Vec<_> = (0..8).map(|r| s.spawn(move || rank(r))).collect();
+                let results: Vec<_> = all.into_iter().map(|t| t.join().unwrap()).collect();
+                let plain =
+                    results.iter().filter_map(|r| r.as_ref().err()).find(|e| e.hint.contains("ulimit"));
+                plain.map_or_else(|| panic!("{results:?}"), |e| Err(e.clone()))
+            })
+        }
+        // Another user's process finds the root's Unix socket.
+        "other user" => {
+            let name = {
+                let mine = |text: String| -> Vec<String> {
+                    let names = text.lines().filter_map(|l| Some(l.split_once("@graccl-")?.1.to_string()));
+                    names.collect()
+                };
+                let list = || mine(std::fs::read_to_string("/proc/net/unix").unwrap());
+                let before = list();
+                UniqueId::create()?;
+                list().into_iter().find(|n| !before.contains(n)).expect("a new Unix listener")
+            };
+            // The plain system call changes this thread alone, so the service thread stays who it is.
+            // SAFETY: takes no pointers.
+            let rc = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+            assert_eq!(rc, 0);
+            use std::os::linux::net::SocketAddrExt;
+            let addr = std::os::unix::net::SocketAddr::from_abstract_name(format!("graccl-{name}")).unwrap();
+            let mut s = std::os::unix::net::UnixStream::connect_addr(&addr).unwrap();
+            s.set_read_timeout(Some(LONG)).unwrap();
+            let mut answer = [0; 72];
+            s.read_exact(&mut answer).unwrap();
+            Ok(format!("ok refused as {}", answer[7]))
+        }
+        _ => panic!("unknown job {job}"),
+    }
+}
+
+fn mesh(b: &Bootstrap, purpose: u32, tcp: bool, wait: Duration) -> graccl::Result<()> {
+    let pending = (1..b.size).map(|d| (b.rank + d) % b.size);
+    let pending: Vec<_> = pending
+        .map(|p| Ok((p, b.start(p, purpose, &[b.rank as u8], None, tcp)?)))
+        .collect::<graccl::Result<_>>()?;
+    let mut streams = Vec::new();
+    for (p, pending) in pending {
+        let c = pending.wait(Instant::now() + wait)?;
+        assert_eq!(c.hello, [p as u8]);
+        assert_eq!(c.local, b.hosts[p] == b.hosts[b.rank] && !tcp, "rank {} and {p}", b.rank);
+        streams.push(std::fs::File::from(c.stream));
+    }
+    streams.iter_mut().for_each(|s| s.write_all(b"x").unwrap());
+    streams.iter_mut().for_each(|s| s.read_exact(&mut [0]).unwrap());
+    Ok(())
+}
+
+/// Does nothing as a test; is the main function of a job's processes.
+#[test]
+fn process() {
+    let Ok(job) = std::env::var("GRACCL_TEST_JOB") else { return };
+    match act(&job) {
+        Ok(text) => println!("\nresult {text}"),
+        Err(e) => println!("\nresult error {e}"),
+    }
+}
+
+/// This program, about to do `job`, with nothing of a launcher in its environment.
+fn program(job: &str) -> Command {
+    let mut c = Command::new(std::env::current_exe().unwrap());
+    c.args(["process", "--exact", "--nocapture"]);
+    prepare(c, job)
+}
+
+/// `launcher` with its arguments, followed by this program.
+fn launched(launcher: &[&str], job: &str) -> Command {
+    let mut c = Command::new(launcher[0]);
+    c.args(&launcher[1..]).arg(std::env::current_exe().unwrap()).args(["process", "--exact", "--nocapture"]);
+    prepare(c, job)
+}
+
+fn prepare(mut c: Command, job: &str) -> Command {
+    let launcher =
+        ["GRACCL_", "OMPI_", "PMI", "MPI_", "SLURM_", "MASTER_", "RANK", "WORLD_", "LOCAL_", "TORCH"];
+    for (name, _) in std::env::vars().filter(|(n, _)| launcher.iter().any(|l| n.starts_with(l))) {
+        c.env_remove(name);
+    }
+    c.env("GRACCL_TEST_JOB", job).stdout(Stdio::piped()).stderr(Stdio::piped());
+    c
+}
+
+fn results_of(child: Child) -> Vec<String> {
+    let out = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    let mut lines: Vec<String> =
+        text.lines().filter_map(|l| Some(l.split_once("result ")?.1.to_string())).collect();
+    lines.sort();
+    assert!(!lines.is_empty(), "no result in\n{text}\n{}", String::from_utf8_lossy(&out.stderr));
+    lines
+}
+
+/// Runs one process per list of variables at once; the result of each.
+fn run(all: &[Vec<(&str, String)>]) -> Vec<String> {
+    let children: Vec<Child> =
+        all.iter().map(|vars| program("join").envs(vars.iter().cloned()).spawn().unwrap()).collect();
+    children.into_iter().flat_map(results_of).collect()
+}
+
+#[test]
+fn ranks_by_our_own_variables() {
+    let vars = |r: usize| vec![("GRACCL_RANK", r.to_string()), ("GRACCL_SIZE", "3".into())];
+    let got = run(&[vars(0), vars(1), vars(2)]);
+    assert_eq!(got, ["ok graccl 0/3 [0, 0, 0]", "ok graccl 1/3 [0, 0, 0]", "ok graccl 2/3 [0, 0, 0]"]);
+}
+
+#[test]
+fn several_hosts_on_one_machine() {
+    let id = UniqueId::create().unwrap().to_hex();
+    let vars = |r: usize| {
+        vec![
+            ("GRACCL_RANK", r.to_string()),
+            ("GRACCL_SIZE", "5".into()),
+            ("GRACCL_HOST_ID", ["a", "b"][r % 2].into()),
+            ("GRACCL_ID", id.clone()),
+        ]
+    };
+    let got = run(&[vars(0), vars(1), vars(2), vars(3), vars(4)]);
+    for (r, line) in got.iter().enumerate() {
+        assert_eq!(*line, format!("ok graccl {r}/5 [0, 1, 0, 1, 0]"));
+    }
+}
+
+#[test]
+fn keys_that_differ() {
+    let vars = |r: usize, key: &str| {
+        vec![
+            ("RANK", r.to_string()),
+            ("WORLD_SIZE", "2".into()),
+            ("MASTER_ADDR", "127.0.0.1".into()),
+            ("GRACCL_PORT", "28765".into()),
+            ("GRACCL_KEY", key.into()),
+            ("GRACCL_TEST_WAIT", "1500".into()),
+        ]
+    };
+    let got = run(&[vars(0, "one"), vars(1, "other")]);
+    assert!(got[0].contains("rank 1 of 2 did not join within 1.5 s"), "{got:?}");
+    assert!(got[1].contains("rank 0 did not answer within 1.5 s"), "{got:?}");
+    assert!(got[1].contains("does not know this communicator's key"), "{got:?}");
+}
+
+/// Whether a program can be run here; says so if not.
+fn there(c: &mut Command) -> bool {
+    let there = c.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+    if !there {
+        eprintln!("skipped: cannot run {c:?}");
+    }
+    there
+}
+
+#[test]
+fn mpi_launchers() {
+    let open_mpi = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-n", "3"];
+    let mpich = ["mpiexec.mpich", "-n", "3"];
+    for (name, launcher) in [("Open MPI", &open_mpi[..]), ("MPICH", &mpich[..])] {
+        if there(Command::new(launcher[0]).arg("--version")) {
+            let got = results_of(launched(launcher, "join").spawn().unwrap());
+            let want: Vec<_> = (0..3).map(|r| format!("ok {name} {r}/3 [0, 0, 0]")).collect();
+            assert_eq!(got, want);
+        }
+    }
+}
+
+#[test]
+fn one_host_needs_no_network() {
+    let unshare = ["unshare", "--map-root-user", "-n"];
+    if !there(Command::new(unshare[0]).args(&unshare[1..]).arg("true")) {
+        return;
+    }
+    // Loopback is down in the new namespace, so only Unix sockets work there.
+    let script = r#"for r in 0 1 2; do GRACCL_RANK=$r GRACCL_SIZE=3 "$0" "$@" & done; wait"#;
+    let mut shell = unshare.to_vec();
+    shell.extend(["sh", "-c", script]);
+    let got = results_of(launched(&shell, "join").env("GRACCL_TEST_NO_TCP", "1").spawn().unwrap());
+    assert_eq!(got, ["ok graccl 0/3 [0, 0, 0]", "ok graccl 1/3 [0, 0, 0]", "ok graccl 2/3 [0, 0, 0]"]);
+}
+
+#[test]
+fn two_hosts_by_torchrun() {
+    // A private mount and network namespace is one host, a second network namespace the other.
+    let unshare = ["unshare", "--mount", "--net"];
+    let script = r#"
+        mount -t tmpfs none /run && ip netns add b &&
+        ip link add v0 type veth peer name v1 netns b &&
+        ip addr add 10.77.0.1/24 dev v0 && ip link set v0 up && ip link set lo up &&
+        ip -n b addr add 10.77.0.2/24 dev v1 && ip -n b link set v1 up && ip -n b link set lo up || exit 1
+        for r in 2 3; do RANK=$r ip netns exec b "$0" "$@" & done
+        for r in 0 1; do RANK=$r "$0" "$@" & done
+        wait"#;
+    let mut shell = unshare.to_vec();
+    shell.extend(["sh", "-c", script]);
+    if !there(Command::new(shell[0]).args(&shell[1..]).arg("true")) {
+        return;
+    }
+    let job = [
+        ("WORLD_SIZE", "4"),
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("MASTER_ADDR", "10.77.0.1"),
+        ("MASTER_PORT", "29500"),
+        ("GRACCL_TEST_HOLD", "29501"),
+    ];
+    let got = results_of(launched(&shell, "join").envs(job).spawn().unwrap());
+    let want: Vec<_> = (0..4).map(|r| format!("ok torchrun {r}/4 [0, 0, 1, 1]")).collect();
+    assert_eq!(got, want);
+}
+
+/// A process that is the root of an id, and the id.
+fn root() -> (Child, UniqueId) {
+    let mut child = program("root").spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let hex = lines.find_map(|l| Some(l.unwrap().split_once("id ")?.1.to_string()));
+    (child, UniqueId::from_hex(&hex.unwrap()).unwrap())
+}
+
+#[test]
+fn a_root_that_dies() {
+    let (mut child, id) = root();
+    let (start, kill) = (Instant::now(), Duration::from_millis(300));
+    let errors: Vec<_> = std::thread::scope(|s| {
+        let ranks: Vec<_> = (0..2).map(|r| s.spawn(move || Bootstrap::rendezvous(&id, r, 3, LONG))).collect();
+        std::thread::sleep(kill);
+        child.kill().unwrap();
+        ranks.into_iter().map(|t| t.join().unwrap().unwrap_err()).collect()
+    });
+    child.wait().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    errors.iter().for_each(|e| assert!(e.what.contains("root process ended"), "{e}"));
+    let e = Bootstrap::rendezvous(&id, 2, 3, LONG).unwrap_err();
+    assert!(e.what.contains("cannot reach the root") && e.hint.contains("must still run"), "{e}");
+}
+
+#[test]
+fn a_rank_that_dies_while_it_waits() {
+    let id = UniqueId::create().unwrap();
+    let vars = [("GRACCL_RANK", "1"), ("GRACCL_SIZE", "3"), ("GRACCL_ID", &id.to_hex())];
+    let mut child = program("join").envs(vars).spawn().unwrap();
+    let start = Instant::now();
+    let e = std::thread::scope(|s| {
+        let rank = s.spawn(|| Bootstrap::rendezvous(&id, 0, 3, LONG).unwrap_err());
+        std::thread::sleep(Duration::from_millis(500));
+        child.kill().unwrap();
+        rank.join().unwrap()
+    });
+    let pid = child.id();
+    child.wait().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(e.what.contains(&format!("rank 1 (pid {pid} on ")) && e.what.contains("gave up"), "{e}");
+}
+
+#[test]
+fn fork_without_exec() {
+    assert_eq!(results_of(program("fork").spawn().unwrap()), ["ok"]);
+}
+
+#[test]
+fn another_user_is_refused() {
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        return eprintln!("skipped: only root can pose as another user");
+    }
+    assert_eq!(results_of(program("other user").spawn().unwrap()), ["ok refused as 3"]);
+}
+
+#[test]
+fn too_few_files() {
+    let got = results_of(program("few files").env("GRACCL_TEST_WAIT", "2000").spawn().unwrap());
+    assert!(got[0].starts_with("error") && got[0].contains("ulimit -n"), "{got:?}");
+}
