@@ -164,6 +164,10 @@ impl Engine {
         if l.stream {
             reduce::store_fence();
         }
+        // On all links before waiting on any: in a ring each rank waits for the next one's word.
+        for &n in &l.bound.links {
+            links[n as usize].finish();
+        }
         for &n in &l.bound.links {
             while !links[n as usize].idle() {
                 let b = Blocked {
@@ -175,7 +179,6 @@ impl Engine {
                 };
                 idle.idle(links, &[b])?;
             }
-            links[n as usize].finish();
         }
         Ok(())
     }

@@ -95,7 +95,8 @@ pub trait Link {
         true
     }
 
-    /// The end of a call on this rank: tells the peer what it may be waiting for.
+    /// All of a call's messages are sent and received here: tells the peer what it may be waiting for.
+    /// Before [`Link::idle`] is waited for.
     fn finish(&mut self) {}
 
     /// Largest message in bytes that `send_slot` takes.

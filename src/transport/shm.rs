@@ -452,7 +452,6 @@ impl Link for ShmLink {
 
     #[inline]
     fn finish(&mut self) {
-        self.refs_until = self.acked;
         if self.owes_ack {
             self.owes_ack = false;
             if self.published != self.received {
@@ -468,7 +467,11 @@ impl Link for ShmLink {
         if out(self) {
             self.collect();
         }
-        !out(self)
+        let idle = !out(self);
+        if idle {
+            self.refs_until = self.acked;
+        }
+        idle
     }
 
     fn capacity(&self) -> usize {
