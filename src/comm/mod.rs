@@ -81,6 +81,8 @@ struct Prepared {
     tiling: Tiling,
     kernel: Kernel,
     bytes: usize,
+    /// Bytes of one scratch image, and of all of them.
+    image: usize,
     scratch: usize,
     algorithm: &'static Algorithm,
     /// Fingerprint of everything but the call's number.
@@ -395,7 +397,8 @@ impl Inner {
         let (_, longest) = self.program(choice.algorithm)?;
         let bound = self.bind(choice.algorithm, ways, &program, longest)?;
         let tiling = Tiling::new(key.count, esize, tiles, program.chunks);
-        let scratch = program.scratch as usize * tiling.tile_bytes().next_multiple_of(64) * ways as usize;
+        let image = tiling.tile_bytes().next_multiple_of(64);
+        let scratch = program.scratch as usize * image * ways as usize;
         let name = choice.algorithm.name;
         let text = format!("all_reduce {} {:?} {:?} {name} {tiles} {ways}", key.count, key.dtype, key.op);
         let i = self.prepared.len() as u32;
@@ -405,6 +408,7 @@ impl Inner {
             tiling,
             kernel: reduce::kernel(key.dtype, key.op),
             bytes,
+            image,
             scratch,
             algorithm: choice.algorithm,
             print: fnv(text.as_bytes()),
@@ -436,7 +440,6 @@ impl Inner {
         if self.scratch.len() < p.scratch {
             self.scratch.resize(p.scratch, 0);
         }
-        let image = p.tiling.tile_bytes().next_multiple_of(64);
         let launch = Launch {
             bound: &p.bound,
             tiling: &p.tiling,
@@ -445,7 +448,7 @@ impl Inner {
             input: send,
             output: recv,
             scratch: self.scratch.as_mut_ptr(),
-            scratch_stride: [image, if p.scratch == 0 { 0 } else { p.scratch / p.bound.ways() as usize }],
+            scratch_stride: [p.image, if p.scratch == 0 { 0 } else { p.scratch / p.bound.ways() as usize }],
             divide: if key.op == RedOp::Avg { self.boot.size as u32 } else { 1 },
             fp: p.print ^ self.seq.wrapping_mul(0x9e37_79b1),
             stream: !in_place && bytes >= STREAM_MIN,

@@ -303,6 +303,26 @@ impl Engine {
                     Recv::Fault => Step::Fault(n),
                 }
             }
+            Form::Fold => {
+                let (a, b) = (&args[0], &args[1]);
+                let (to, len) = local(l, c, &args[2], &span);
+                let n = if a.kind == ArgKind::Recv { a.link } else { b.link } + c.way;
+                let link = &mut links[n as usize];
+                let message = match link.recv(len, l.fp) {
+                    Recv::Ready(p) => p.cast_const(),
+                    Recv::Pending => return Step::Wait(n),
+                    Recv::Fault => return Step::Fault(n),
+                };
+                let source = |a: &BoundArg| {
+                    if a.kind == ArgKind::Recv { message } else { local(l, c, a, &span).0.cast_const() }
+                };
+                let srcs = [source(a), source(b)];
+                let ranks = if op.complete { l.divide } else { 1 };
+                // SAFETY: all are `len` bytes long; a message never overlaps the output partially.
+                unsafe { (l.kernel)(&to, 1, srcs.as_ptr(), 2, len / l.esize, ranks, l.stream) };
+                link.release();
+                Step::Fired
+            }
             // SAFETY: the caller's promise.
             Form::General => unsafe { self.general(l, links, args, op, c, &span) },
         }

@@ -3,7 +3,7 @@
 //! A link lives in the arena of its lower rank:
 //!
 //! ```text
-//! page 0   lower -> upper: 4 header lines | credit line      (64 bytes each)
+//! page 0   lower -> upper: 4 header lines | credit line      (64 bytes each, 256 apart)
 //!          upper -> lower: 4 header lines | credit line
 //! page 1.. 16 slots, shared by both directions
 //! ```
@@ -55,8 +55,11 @@ pub const MESSAGE: usize = 256 << 10;
 const CAPACITY: usize = MESSAGE + 256;
 /// Slots start at page offsets that no page-aligned private buffer has: no cache set conflicts.
 const STRIDE: usize = MESSAGE + 4096 + 320;
-const DIRECTION: usize = 512;
-const CREDIT: usize = DEPTH as usize * LINE;
+/// Distance of header lines. Not neighbours: the processor that waits for one would prefetch the next
+/// as well, and take it from the sender, who has fetched it for writing.
+const LINE_STRIDE: usize = 256;
+const CREDIT: usize = DEPTH as usize * LINE_STRIDE;
+const DIRECTION: usize = 2048;
 const SLOTS_AT: usize = 4096 + 320;
 /// Bytes of arena that a link takes (touched only where used).
 pub const LINK_BYTES: usize = (SLOTS_AT + SLOTS * STRIDE).next_multiple_of(4096);
@@ -188,7 +191,7 @@ impl ShmLink {
     #[inline]
     fn line(dir: *mut u8, seq: u32) -> *mut u8 {
         // SAFETY: one of the direction's DEPTH lines.
-        unsafe { dir.add((seq % DEPTH) as usize * LINE) }
+        unsafe { dir.add((seq % DEPTH) as usize * LINE_STRIDE) }
     }
 
     /// # Safety
