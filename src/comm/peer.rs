@@ -21,6 +21,9 @@ pub const WAYS_MAX: u32 = 4;
 /// Ports that schedules may use.
 const PORTS_MAX: usize = 8;
 
+/// How long the last messages of a rank that is gone may still be on their way.
+const STRAGGLE: Duration = Duration::from_millis(500);
+
 /// Purposes of connections, see [`Bootstrap::connect`].
 const CONTROL: u32 = 0;
 const DATA: u32 = 1;
@@ -273,6 +276,12 @@ impl Peer {
             Data::Tcp(c) => Some(c),
             Data::Shm { .. } => None,
         }
+    }
+
+    /// It is gone, and nothing of what it sent is still under way: `after` it was noticed. Words and
+    /// messages through TCP travel apart, so a word may overtake the last messages.
+    pub fn silent(&self, after: Duration) -> bool {
+        self.gone.is_some() && self.tcp().is_none_or(|c| c.broken().is_some() || after > STRAGGLE)
     }
 
     /// Whether `link` belongs to this peer.

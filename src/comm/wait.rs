@@ -71,6 +71,8 @@ pub struct Wait<'a> {
     since: Option<Instant>,
     checked: Option<Instant>,
     told: bool,
+    /// Since when, and in which pass, a peer that is waited for is known to be gone.
+    gone: Option<(Instant, u32)>,
 }
 
 impl<'a> Wait<'a> {
@@ -99,6 +101,7 @@ impl<'a> Wait<'a> {
             since: None,
             checked: None,
             told: false,
+            gone: None,
         }
     }
 
@@ -120,10 +123,15 @@ impl<'a> Wait<'a> {
                 Error::new(Code::Aborted, "the communicator was aborted here").who(self.position(blocked))
             );
         }
-        // Before this look's news: a peer that was gone at the last look has had its last messages
-        // delivered by now.
         for b in blocked {
-            if let Some((rank, gone)) = self.peers.of_link(b.link).and_then(|p| Some((p.rank, p.gone?))) {
+            if let Some(p) = self.peers.of_link(b.link)
+                && let (rank, Some(gone)) = (p.rank, p.gone)
+            {
+                // Its last messages may have come since the lanes were looked at, or be under way.
+                let (seen, pass) = *self.gone.get_or_insert_with(|| (Instant::now(), self.passes));
+                if pass == self.passes || !p.silent(seen.elapsed()) {
+                    continue;
+                }
                 let (what, hint) = match gone {
                     Gone::Left => (
                         format!("rank {rank} has destroyed its communicator, but its part is needed"),
@@ -233,6 +241,7 @@ impl Idle for Wait<'_> {
         if self.passes != 0 {
             self.passes = 0;
             self.since = None;
+            self.gone = None;
             if self.armed {
                 self.armed = false;
                 self.bell.word.store(0, Ordering::Relaxed);

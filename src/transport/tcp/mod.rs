@@ -22,7 +22,7 @@
 //!  TcpLink 2 --+                        +-- stage, bodies <----- recvmsg --- /
 //! ```
 //! [`TcpConn`] and its [`TcpLink`]s are handles of one connection, which owns the socket, the state
-//! of all links and a stack of message buffers. [`proto`] is all of it but the socket. A message
+//! of all links and a stack of message buffers. `proto` is all of it but the socket. A message
 //! sits in a buffer of the stack from `send_slot` until the kernel has it, and from its header's
 //! arrival until `release`. With `send_ref` the queue refers to the caller's memory, and with
 //! `land` a message is received straight into it; [`TcpConn::close`] ends both.
