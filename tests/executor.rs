@@ -57,7 +57,6 @@ fn random_options(r: &mut Random, depth: u32) -> Options {
         reply_by_ref: r.flip(),
         land: r.flip(),
         capacity: 1 << 20,
-        ..Options::default()
     }
 }
 
@@ -71,7 +70,7 @@ fn random_case(seed: u64, algorithm: &'static Algorithm, groups: &Groups) -> Cas
     }
     let depth = calls.iter().map(|c| c.algorithm.min_depth).max().expect("at least one");
     let options = Options { depth: options.depth - 2 + depth, ..options };
-    Case { seed, groups: groups.clone(), calls, options, cuts: vec![], corrupt: None }
+    Case { seed, groups: groups.clone(), calls, options, cuts: vec![], corrupt: None, shm: false }
 }
 
 /// Runs it; all ranks must finish with the right result.
@@ -110,6 +109,25 @@ fn small_jobs_in_all_manners() {
     }
 }
 
+/// The same on links of shared memory, with buffers that peers read and write in place.
+#[test]
+fn shared_memory_in_one_thread() {
+    for seed in 2_000_000..2_000_000 + times(1500) {
+        let mut r = Random(!seed);
+        let algorithm = r.pick(algorithms());
+        let n = 2 + r.below(if seed % 8 == 0 { 8 } else { 4 }) as usize;
+        let groups = groups_for(algorithm, n);
+        let mut case = random_case(seed, algorithm, r.pick(&groups));
+        for c in &mut case.calls {
+            c.by_ref = c.in_place && c.algorithm.ref_safe && r.below(4) != 0;
+            // Often long enough to go by reference; never longer than a slot.
+            c.count = (*r.pick(&[0, 1, 57, 5000, 70_000, 200_000])) / c.dtype.size();
+        }
+        case.shm = true;
+        must_finish(&case);
+    }
+}
+
 #[test]
 fn runs_repeat_to_the_nanosecond() {
     for algorithm in algorithms() {
@@ -130,8 +148,15 @@ fn declared_depth_is_enough_and_needed() {
                 let mut call = random_call(&mut r, algorithm, n, &options);
                 call.count = 1000;
                 let options = Options { depth: algorithm.min_depth, ack_lag: 1, ..options };
-                let mut case =
-                    Case { seed: 5, groups, calls: vec![call], options, cuts: vec![], corrupt: None };
+                let mut case = Case {
+                    seed: 5,
+                    groups,
+                    calls: vec![call],
+                    options,
+                    cuts: vec![],
+                    corrupt: None,
+                    shm: false,
+                };
                 must_finish(&case);
                 if algorithm.min_depth > 1 {
                     case.options.depth -= 1;

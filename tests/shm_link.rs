@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use graccl::memory::{Arena, Block, PeerArena, arena};
-use graccl::transport::shm::{Doorbell, LINK_BYTES, MESSAGE, ShmLink};
+use graccl::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use graccl::transport::{Fault, Link, Recv};
 
 static AWAKE: Doorbell = Doorbell { word: AtomicU32::new(0) };
@@ -336,7 +336,7 @@ fn answers_that_wait_do_not_hold_back_their_acknowledgements() {
 #[test]
 fn a_message_of_another_call_is_not_taken() {
     let (mut x, mut y, _) = pair();
-    for size in [0, 8, 57, 4096, MESSAGE] {
+    for size in [0, 8, 57, 4096, x.capacity()] {
         let p = x.send_slot(size).unwrap();
         // SAFETY: the room of this length.
         unsafe { fill(p, size, 9) };

@@ -1,12 +1,13 @@
 //! The communicator: what an application holds.
 
 mod config;
+mod lock;
 mod peer;
 mod wait;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use config::{Config, TransportChoice};
@@ -20,6 +21,7 @@ use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
 use crate::{Code, DataType, Error, RedOp, Result};
+use lock::Lock;
 use peer::{Peer, Peers, WAYS_MAX, Word};
 use wait::{Manner, Wait};
 
@@ -46,7 +48,7 @@ pub struct Communicator {
     size: usize,
     hosts: Vec<u32>,
     abort: AtomicBool,
-    inner: Mutex<Inner>,
+    inner: Lock<Inner>,
 }
 
 /// Prepared calls that are kept; beyond it all are forgotten (a job with ever new counts).
@@ -163,7 +165,7 @@ impl Communicator {
             seq: 0,
             failed: None,
         };
-        Ok(Communicator { rank, size, hosts, abort: AtomicBool::new(false), inner: Mutex::new(inner) })
+        Ok(Communicator { rank, size, hosts, abort: AtomicBool::new(false), inner: Lock::new(inner) })
     }
 
     /// Joins as the launcher's environment says (torchrun, Slurm, Open MPI, MPICH, `graccl run`).
@@ -185,12 +187,6 @@ impl Communicator {
         &self.hosts
     }
 
-    #[inline]
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic inside leaves `failed` unset but the job is lost anyway: peers time out or see us end.
-        self.inner.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     /// Reduces `count` elements of every rank's `send` into every rank's `recv`. In place when both
     /// are equal; other overlaps are refused. Blocks until this rank's result is complete.
     ///
@@ -210,7 +206,7 @@ impl Communicator {
         op: RedOp,
     ) -> Result<()> {
         let bytes = check_buffers(send, recv, count, dtype)?;
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if let Some(e) = &inner.failed {
             return Err(after_failure(e));
         }
@@ -227,7 +223,7 @@ impl Communicator {
     /// How an all_reduce of this shape will be carried out. Not collective: all ranks answer the
     /// same.
     pub fn plan_all_reduce(&self, count: usize, dtype: DataType) -> Result<PlanInfo> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let choice = inner.choose(count * dtype.size());
         let (tiles, _) = inner.shape(&choice, count * dtype.size())?;
         let transport = match (self.size, inner.layout.any_tcp, inner.layout.all_tcp) {
@@ -251,7 +247,7 @@ impl Communicator {
     pub fn abort(&self) {
         self.abort.store(true, Ordering::Relaxed);
         // A call under way sees the flag within milliseconds and tells the others itself.
-        if let Ok(mut inner) = self.inner.try_lock()
+        if let Some(mut inner) = self.inner.try_lock()
             && inner.failed.is_none()
         {
             let e = Error::new(Code::Aborted, format!("rank {} aborted the communicator", self.rank));
@@ -261,7 +257,7 @@ impl Communicator {
 
     /// The error that made this communicator unusable, if any.
     pub fn failure(&self) -> Option<Error> {
-        self.lock().failed.clone()
+        self.inner.lock().failed.clone()
     }
 }
 
@@ -450,6 +446,7 @@ impl Inner {
             scratch: self.scratch.as_mut_ptr(),
             scratch_stride: [p.image, if p.scratch == 0 { 0 } else { p.scratch / p.bound.ways() as usize }],
             divide: if key.op == RedOp::Avg { self.boot.size as u32 } else { 1 },
+            spin: self.manner.inner_spin(),
             fp: p.print ^ self.seq.wrapping_mul(0x9e37_79b1),
             stream: !in_place && bytes >= STREAM_MIN,
             // In place a peer writes its reply into our buffer, where the reply belongs. Apart, it would

@@ -24,6 +24,8 @@ pub struct Launch<'a> {
     /// Divide complete values by this many ranks (averages), if more than 1.
     pub divide: u32,
     pub fp: u32,
+    /// Tries of the only lane before it counts as stuck: sooner noticed than through [`Idle`].
+    pub spin: u32,
     /// The output is not read again soon and larger than the caches: store past them.
     pub stream: bool,
     /// Messages may be taken from where they lie: through shared memory (the receiver reads our
@@ -175,6 +177,7 @@ impl Engine {
         while i < self.cursors.len() {
             let mut c = self.cursors[i];
             let lane = &l.bound.lanes[c.lane as usize];
+            let mut tries = if self.cursors.len() == 1 { l.spin } else { 0 };
             let done = loop {
                 let op = &lane.ops[c.op as usize];
                 // SAFETY: the caller's promise.
@@ -191,6 +194,11 @@ impl Engine {
                             }
                             (c.base, c.table) = l.tiling.tile(c.tile);
                         }
+                        continue;
+                    }
+                    Step::Wait(_) if tries > 0 => {
+                        tries -= 1;
+                        std::hint::spin_loop();
                         continue;
                     }
                     Step::Wait(link) => (link, false),

@@ -124,6 +124,8 @@ pub struct ShmLink {
     /// Where the message being received lies.
     current: Place,
     current_len: usize,
+    /// Slots of the last two messages: the next one comes in the older of them, as a rule.
+    guess: [u8; 2],
     /// Slots that the peer had given back in all when it sent that message.
     current_given: u32,
     /// A message by reference has been received whose consumption the peer may wait for.
@@ -178,6 +180,7 @@ impl ShmLink {
             next: Place::None,
             current: Place::None,
             current_len: 0,
+            guess: [0; 2],
             current_given: 0,
             owes_ack: false,
             refs_until: 0,
@@ -305,6 +308,15 @@ impl ShmLink {
         self.next = Place::None;
         self.ring();
     }
+}
+
+/// `x`, of which the compiler does not know that it equals something else.
+#[inline(always)]
+fn opaque(x: u8) -> u8 {
+    let mut y = usize::from(x);
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) y, options(nomem, nostack, preserves_flags, pure)) };
+    y as u8
 }
 
 /// Fetches the line at `p` for writing.
@@ -448,9 +460,18 @@ impl Link for ShmLink {
         match slot {
             s if (s as usize) < SLOTS => {
                 self.current_given = offset as u32;
+                let parity = (self.received % 2) as usize;
+                let p = if s == self.guess[parity] {
+                    // A branch on a guess, not a value from the header: so the processor may fetch
+                    // the message's lines while it still waits for the header line (165 ns across L3s).
+                    self.slot(opaque(self.guess[parity]))
+                } else {
+                    self.guess[parity] = s;
+                    self.slot(s)
+                };
                 // Asked again after `send_reply_slot` took the slot over: it is no longer ours to free.
                 self.current = if self.next == Place::Slot(s) { Place::Line } else { Place::Slot(s) };
-                Recv::Ready(self.slot(s))
+                Recv::Ready(p)
             }
             BY_REF => match self.peer.at(offset as usize, len) {
                 Some(p) => {

@@ -149,7 +149,7 @@ impl State {
     fn arrival(&mut self, c: usize, bytes: usize, kind: usize) -> u64 {
         let jitter = if self.options.jitter == 0 { 0 } else { self.draw() % (self.options.jitter + 1) };
         let o = &self.options;
-        let wire = if o.bandwidth == 0 { 0 } else { bytes as u64 * 1000 / o.bandwidth };
+        let wire = (bytes as u64 * 1000).checked_div(o.bandwidth).unwrap_or(0);
         let last = &mut self.channels[c].last[kind];
         // The wire is free when the message before has passed.
         let at = (self.now + o.latency + jitter).max(*last) + wire;
@@ -172,8 +172,7 @@ impl State {
     }
 
     fn room(&mut self, len: usize) -> Box<[u8]> {
-        let fits = |r: &Box<[u8]>| r.len() == len + 2 * GUARD;
-        match self.rooms.iter().rposition(fits) {
+        match self.rooms.iter().rposition(|r| r.len() == len + 2 * GUARD) {
             Some(i) => self.rooms.swap_remove(i),
             None => {
                 let mut r = vec![SCRIBBLE; len + 2 * GUARD].into_boxed_slice();

@@ -1,10 +1,13 @@
 //! Drives one engine per rank over a virtual-time world, and checks every byte.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
 
 use graccl::exec::{Bound, Engine, Launch, Progress, Tiling};
+use graccl::memory::{self, Block, PeerArena, arena};
 use graccl::reduce;
 use graccl::schedule::{Algorithm, Groups, Program, describe};
+use graccl::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use graccl::transport::virtual_time::{Options, World};
 use graccl::transport::{AnyLink, Link};
 use graccl::{DataType, RedOp};
@@ -59,6 +62,8 @@ pub struct Case {
     pub options: Options,
     pub cuts: Vec<(u64, u32, Option<u32>)>,
     pub corrupt: Option<(u32, u32, u32)>,
+    /// On links of shared memory, which need none of the options above.
+    pub shm: bool,
 }
 
 #[derive(Debug)]
@@ -80,16 +85,83 @@ const WAYS: u32 = 4;
 const GUARD: usize = 64;
 const GUARD_BYTE: u8 = 0x5c;
 
+/// Heap memory, or memory that peers can map.
+enum Memory {
+    Heap(Vec<u8>),
+    Arena(*mut u8, usize),
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Memory::Arena(p, _) = self {
+            // SAFETY: allocated by `Buffer::new`; the links that used it are gone or never look again.
+            unsafe { memory::free(*p) }.expect("freed once");
+        }
+    }
+}
+
+impl std::ops::Deref for Memory {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Memory::Heap(v) => v,
+            // SAFETY: our own block.
+            Memory::Arena(p, len) => unsafe { std::slice::from_raw_parts(*p, *len) },
+        }
+    }
+}
+
+impl std::ops::DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Heap(v) => v,
+            // SAFETY: our own block.
+            Memory::Arena(p, len) => unsafe { std::slice::from_raw_parts_mut(*p, *len) },
+        }
+    }
+}
+
+/// All links of shared memory of a case: blocks by lower rank, upper rank, port and way.
+#[derive(Default)]
+struct Shm(HashMap<(u32, u32, u8, u32), Block>);
+
+static AWAKE: Doorbell = Doorbell { word: AtomicU32::new(0) };
+
+impl Shm {
+    fn link(&mut self, me: u32, peer: u32, port: u8, way: u32) -> AnyLink {
+        let a = arena().expect("an arena");
+        let name = (me.min(peer), me.max(peer), port, way);
+        let block = self.0.entry(name).or_insert_with(|| a.alloc(LINK_BYTES).expect("memory"));
+        let mapped = PeerArena::map(a.id(), a.size(), None).expect("our own");
+        // SAFETY: a zeroed block, which is freed after the links.
+        AnyLink::Shm(unsafe { ShmLink::new(a.base().add(block.offset), me < peer, a, mapped, &AWAKE) })
+    }
+}
+
+impl Drop for Shm {
+    fn drop(&mut self) {
+        for block in self.0.values() {
+            assert!(arena().expect("an arena").free(block.offset));
+        }
+    }
+}
+
 /// Memory with guard bytes around it.
 struct Buffer {
-    all: Vec<u8>,
+    all: Memory,
     start: usize,
     len: usize,
 }
 
 impl Buffer {
-    fn new(len: usize, shift: usize) -> Buffer {
-        let all = vec![GUARD_BYTE; len + 2 * GUARD + 64 + shift];
+    fn new(len: usize, shift: usize, shm: bool) -> Buffer {
+        let size = len + 2 * GUARD + 64 + shift;
+        let mut all = if shm {
+            Memory::Arena(memory::alloc(size).expect("memory"), size)
+        } else {
+            Memory::Heap(vec![0; size])
+        };
+        all.fill(GUARD_BYTE);
         let start = GUARD + shift + all.as_ptr().addr().wrapping_neg() % 64;
         Buffer { all, start, len }
     }
@@ -140,8 +212,9 @@ impl Part {
             divide: if self.call.op == RedOp::Avg { ranks as u32 } else { 1 },
             fp: self.fp,
             stream: self.call.stream,
-            by_ref_shm: false,
+            by_ref_shm: self.call.by_ref && self.call.in_place && self.call.algorithm.reply_safe,
             by_ref_other: self.call.by_ref,
+            spin: 0,
         }
     }
 }
@@ -155,12 +228,15 @@ struct Rank {
 }
 
 impl Rank {
-    fn new(case: &Case, world: &World, me: usize, change: &dyn Fn(usize, &mut Call)) -> Rank {
+    fn new(case: &Case, world: &World, shm: &mut Shm, me: usize, change: &dyn Fn(usize, &mut Call)) -> Rank {
         let (n, mut links) = (case.groups.n(), Vec::new());
         let mut numbers: HashMap<(u32, u8), u32> = HashMap::new();
         let mut number = |peer: u32, port: u8| {
             *numbers.entry((peer, port)).or_insert_with(|| {
-                links.extend((0..WAYS).map(|way| world.link(me as u32, peer, port, way)));
+                links.extend((0..WAYS).map(|way| match case.shm {
+                    true => shm.link(me as u32, peer, port, way),
+                    false => world.link(me as u32, peer, port, way),
+                }));
                 links.len() as u32 - WAYS
             })
         };
@@ -190,8 +266,8 @@ impl Rank {
                     bits.to_le_bytes().into_iter().take(call.dtype.size())
                 })
                 .collect();
-            let mut input = Buffer::new(if call.in_place { 0 } else { given.len() }, call.shift);
-            let mut output = Buffer::new(given.len(), call.shift / 2);
+            let mut input = Buffer::new(if call.in_place { 0 } else { given.len() }, call.shift, case.shm);
+            let mut output = Buffer::new(given.len(), call.shift / 2, case.shm);
             let to = if call.in_place { &mut output } else { &mut input };
             let start = to.start;
             to.all[start..start + given.len()].copy_from_slice(&given);
@@ -268,10 +344,11 @@ pub fn run_with(case: &Case, change: &dyn Fn(usize, &mut Call)) -> Outcome {
         world.corrupt(from, to, skip);
     }
     let mut r = Random(case.seed ^ 0x5eed);
-    let mut ranks: Vec<Rank> = (0..n).map(|me| Rank::new(case, &world, me, change)).collect();
+    let mut shm = Shm::default();
+    let mut ranks: Vec<Rank> = (0..n).map(|me| Rank::new(case, &world, &mut shm, me, change)).collect();
     // One rank may be slow, and ranks come in any order.
     let slow = r.below(2 * n as u64) as usize;
-    let mut rounds = 0;
+    let (mut rounds, mut still) = (0, 0);
     while ranks.iter().any(|r| r.end.is_none()) {
         rounds += 1;
         assert!(rounds < 10_000_000, "no end\n{case:#?}");
@@ -292,7 +369,11 @@ pub fn run_with(case: &Case, change: &dyn Fn(usize, &mut Call)) -> Outcome {
                 moved = true;
             }
         }
-        if (!moved || r.below(8) == 0) && !world.advance() && !moved {
+        // Messages may arrive while others are still busy; shared memory has no clock, but a rank may
+        // have to look twice.
+        still = if moved { 0 } else { still + 1 };
+        let more = (!moved || r.below(8) == 0) && world.advance();
+        if still > 3 && !more {
             for rank in ranks.iter_mut().filter(|r| r.end.is_none()) {
                 rank.end = Some(End::Deadlock(rank.position()));
             }
