@@ -106,13 +106,19 @@ pub struct Engine {
     closing: bool,
     /// Of the program's links, how many are known to be idle.
     closed: usize,
-    srcs: Vec<*const u8>,
-    dsts: Vec<*mut u8>,
+    operands: Operands,
     blocked: Vec<Blocked>,
 }
 
+/// The operands' addresses of the op at hand.
+#[derive(Default)]
+struct Operands {
+    srcs: Vec<*const u8>,
+    dsts: Vec<*mut u8>,
+}
+
 // SAFETY: the pointers are only meaningful inside a pass.
-unsafe impl Send for Engine {}
+unsafe impl Send for Operands {}
 
 enum Step {
     Fired,
@@ -127,7 +133,33 @@ impl Engine {
     /// The launch's buffers are valid for the tiling's bytes, scratch for its strides, and nobody else
     /// uses them; `links` holds the links that the program was bound to.
     pub unsafe fn run(&mut self, l: &Launch, links: &mut [AnyLink], idle: &mut impl Idle) -> Result<()> {
-        self.start(l);
+        if let [lane] = &l.bound.lanes[..]
+            && l.tiling.tiles() == 1
+        {
+            // A small call: one straight line, without the bookkeeping of many. Where it stands still for
+            // long, the passes below go on from there.
+            let mut c = Cursor { lane: 0, way: 0, tile: 0, op: 0, base: 0, table: 0 };
+            self.reserve(l);
+            self.cursors.clear();
+            let mut tries = l.spin;
+            while let Some(op) = lane.ops.get(c.op as usize) {
+                // SAFETY: the caller's promise.
+                match unsafe { self.operands.step(l, links, lane, op, &c) } {
+                    Step::Fired => c.op += 1,
+                    Step::Wait(_) if tries > 0 => {
+                        tries -= 1;
+                        std::hint::spin_loop();
+                    }
+                    _ => {
+                        self.cursors.push(c);
+                        break;
+                    }
+                }
+            }
+            (self.closing, self.closed) = (false, 0);
+        } else {
+            self.start(l);
+        }
         loop {
             // SAFETY: the caller's promise.
             match unsafe { self.pass(l, links) } {
@@ -143,10 +175,7 @@ impl Engine {
     pub fn start(&mut self, l: &Launch) {
         self.cursors.clear();
         (self.closing, self.closed) = (false, 0);
-        if self.srcs.len() < l.bound.operands {
-            self.srcs.resize(l.bound.operands, std::ptr::null());
-            self.dsts.resize(l.bound.operands, std::ptr::null_mut());
-        }
+        self.reserve(l);
         let tiles = l.tiling.tiles();
         for way in 0..l.bound.ways.min(tiles) {
             let (base, table) = l.tiling.tile(way);
@@ -155,6 +184,15 @@ impl Engine {
                     self.cursors.push(Cursor { lane: lane as u32, way, tile: way, op: 0, base, table });
                 }
             }
+        }
+    }
+
+    #[inline]
+    fn reserve(&mut self, l: &Launch) {
+        let o = &mut self.operands;
+        if o.srcs.len() < l.bound.operands {
+            o.srcs.resize(l.bound.operands, std::ptr::null());
+            o.dsts.resize(l.bound.operands, std::ptr::null_mut());
         }
     }
 
@@ -174,14 +212,16 @@ impl Engine {
         let mut moved = false;
         self.blocked.clear();
         let mut i = 0;
+        let spin = if self.cursors.len() == 1 { l.spin } else { 0 };
         while i < self.cursors.len() {
-            let mut c = self.cursors[i];
+            // In place: a copy would be a wide load over narrow stores, which stalls.
+            let c = &mut self.cursors[i];
             let lane = &l.bound.lanes[c.lane as usize];
-            let mut tries = if self.cursors.len() == 1 { l.spin } else { 0 };
+            let mut tries = spin;
             let done = loop {
                 let op = &lane.ops[c.op as usize];
                 // SAFETY: the caller's promise.
-                let step = unsafe { self.step(l, links, lane, op, &c) };
+                let step = unsafe { self.operands.step(l, links, lane, op, c) };
                 let (link, fault) = match step {
                     Step::Fired => {
                         moved = true;
@@ -214,7 +254,6 @@ impl Engine {
             if done {
                 self.cursors.swap_remove(i);
             } else {
-                self.cursors[i] = c;
                 i += 1;
             }
         }
@@ -252,9 +291,11 @@ impl Engine {
         }
         true
     }
+}
 
+impl Operands {
     /// # Safety
-    /// As for `run`.
+    /// As for `Engine::run`.
     #[inline]
     unsafe fn step(
         &mut self,
