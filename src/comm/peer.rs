@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bootstrap::Bootstrap;
-use crate::memory::{Arena, Block, PeerArena};
+use crate::memory::{Arena, Block, PeerArena, make_huge};
 use crate::transport::AnyLink;
 use crate::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use crate::transport::tcp::{TcpConn, TcpOptions};
@@ -122,6 +122,8 @@ enum Data {
         bell: *const Doorbell,
         /// Blocks of our arena to free in the end.
         blocks: Vec<Block>,
+        /// The first link's memory, until it has been asked to become huge pages.
+        first: Option<*mut u8>,
     },
     Tcp(TcpConn),
 }
@@ -200,10 +202,10 @@ impl Peer {
         } else {
             arena.at(peer_page as usize, 4096).ok_or_else(refused)?
         };
-        if page as usize % 64 != 0 || bell as usize % 64 != 0 {
+        if !(page as usize).is_multiple_of(64) || !(bell as usize).is_multiple_of(64) {
             return Err(refused());
         }
-        let data = Data::Shm { arena, page: page.cast(), bell: bell.cast(), blocks };
+        let data = Data::Shm { arena, page: page.cast(), bell: bell.cast(), blocks, first: None };
         let stream = control_stream(control.stream)?;
         let (words, ports) = (Words::default(), [None; PORTS_MAX]);
         Ok(Peer { rank, stream, words, gone: None, call: None, data, ports })
@@ -232,7 +234,7 @@ impl Peer {
                     links.push(AnyLink::Other(Box::new(conn.link(port * WAYS_MAX as u8 + way as u8)?)));
                 }
             }
-            Data::Shm { arena, page, bell, blocks } => {
+            Data::Shm { arena, page, bell, blocks, first: memory } => {
                 // SAFETY: a page of AtomicU64 in one of the two arenas.
                 let cell = unsafe { &(**page)[p] };
                 let total = WAYS_MAX as usize * LINK_BYTES;
@@ -253,6 +255,7 @@ impl Peer {
                             .who(format!("rank {}", self.rank))
                     })?
                 };
+                memory.get_or_insert(base);
                 for way in 0..WAYS_MAX as usize {
                     // SAFETY: a zeroed stretch of LINK_BYTES in the lower rank's arena; arena and bell
                     // stay mapped through the Arc that the link keeps.
@@ -323,6 +326,16 @@ impl Peer {
                     return None;
                 }
             }
+        }
+    }
+
+    /// Asks for huge pages under the slots that large calls use most: those of the first link.
+    pub fn make_huge(&mut self) {
+        if let Data::Shm { first, .. } = &mut self.data
+            && let Some(p) = first.take()
+        {
+            // SAFETY: the first link's memory, mapped as long as the peer lives.
+            unsafe { make_huge(p, LINK_BYTES) };
         }
     }
 

@@ -9,8 +9,9 @@ use crate::transport::shm::Doorbell;
 use crate::transport::{AnyLink, Fault, Link};
 use crate::{Code, Error, Result};
 
-/// Passes with a pause (25 ns each) before the first yield, when every rank has a core.
-const SPIN: u32 = 2000;
+/// Passes with a pause (25 ns each) before the first yield, when there is a core for every rank. Few: the
+/// system may have put two ranks on one core, or another program may want it.
+const SPIN: u32 = 400;
 /// Yields before a rank parks.
 const YIELD: u32 = 16;
 /// Between looks at the clock, the control connections and the abort flag.

@@ -239,17 +239,19 @@ impl Arena {
         let o = (ptr as usize).wrapping_sub(self.map.base as usize);
         (o < self.map.len && len <= self.map.len - o).then_some(o)
     }
+}
 
-    /// Asks for 2 MiB pages under `block` (its pages are touched first). A hint: failure is fine.
-    pub fn make_huge(&self, block: Block) {
-        let start = block.offset.next_multiple_of(HUGE);
-        let end = (block.offset + block.len) / HUGE * HUGE;
-        if start >= end {
-            return;
-        }
-        // SAFETY: inside the mapping. MADV_COLLAPSE (25, Linux 6.1) faults pages in by itself and
-        // changes no content.
-        unsafe { libc::madvise(self.map.base.add(start) as *mut _, end - start, 25) };
+/// Asks for 2 MiB pages under `len` bytes of an arena at `p`, where whole ones fit. It takes memory for
+/// all of them. A hint: failure is fine.
+///
+/// # Safety
+/// The range is mapped.
+pub unsafe fn make_huge(p: *mut u8, len: usize) {
+    let start = (p as usize).next_multiple_of(HUGE);
+    let end = (p as usize + len) / HUGE * HUGE;
+    if start < end {
+        // SAFETY: inside the caller's range. MADV_COLLAPSE (25, Linux 6.1) changes no content.
+        unsafe { libc::madvise(start as *mut _, end - start, 25) };
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod arena;
 
-pub use arena::{Arena, Block, PeerArena, arena};
+pub use arena::{Arena, Block, PeerArena, arena, make_huge};
 
 use crate::{Error, Result};
 

@@ -517,8 +517,15 @@ impl Link for ShmLink {
                 self.publish();
             }
         }
-        // The next header line will be written by us: fetch it while nobody waits.
+        // The next header line will be written by us, and then the slot on top: fetch them while nobody
+        // waits. Longer messages hide the rest of their lines' way.
         prefetch_write(Self::line(self.tx, self.sent));
+        if self.nfree > 0 {
+            let p = self.slot(self.free[self.nfree - 1]);
+            for line in 0..4 {
+                prefetch_write(p.wrapping_add(line * LINE));
+            }
+        }
     }
 
     fn idle(&mut self) -> bool {

@@ -211,7 +211,7 @@ impl Job {
             words.push(exe.clone().into());
             let mut c = Command::new(&words[0]);
             c.args(&words[1..]).args([self.test.as_str(), "--exact", "--nocapture", "--include-ignored"]);
-                for name in FOREIGN {
+            for name in FOREIGN {
                 c.env_remove(name);
             }
             c.env("RANK", rank.to_string())
@@ -235,7 +235,11 @@ impl Job {
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                     let limit = |what, n: u64| {
                         let l = libc::rlimit { rlim_cur: n, rlim_max: n };
-                        if libc::setrlimit(what, &l) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+                        if libc::setrlimit(what, &l) == 0 {
+                            Ok(())
+                        } else {
+                            Err(std::io::Error::last_os_error())
+                        }
                     };
                     nofile.map_or(Ok(()), |n| limit(libc::RLIMIT_NOFILE, n))?;
                     space.map_or(Ok(()), |n| limit(libc::RLIMIT_AS, n))
@@ -446,7 +450,8 @@ pub fn outputs(all: &[Ended]) -> String {
 /// Fails if graccl has left something in /dev/shm, or this process has something of it mapped or open.
 pub fn nothing_in_dev_shm() {
     let names = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
-    let ours: Vec<_> = names.map(|n| n.file_name()).filter(|n| n.to_string_lossy().contains("graccl")).collect();
+    let ours: Vec<_> =
+        names.map(|n| n.file_name()).filter(|n| n.to_string_lossy().contains("graccl")).collect();
     assert!(ours.is_empty(), "left in /dev/shm: {ours:?}");
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     assert!(!maps.contains("/dev/shm/"), "{maps}");

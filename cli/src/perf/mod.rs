@@ -16,7 +16,8 @@ use graccl::{Error, Result};
 use crate::launch;
 
 /// Variables that say which rank this process is, and of how many, most explicit first.
-const RANK_VARIABLES: [(&str, &str); 4] = [
+const RANK_VARIABLES: [(&str, &str); 5] = [
+    ("GRACCL_RANK", "GRACCL_SIZE"),
     ("RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
