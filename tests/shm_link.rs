@@ -34,7 +34,7 @@ impl Random {
     }
 }
 
-const SIZES: [usize; 10] = [0, 1, 8, 55, 56, 57, 4096, 5000, 70_000, 256 << 10];
+const SIZES: [usize; 10] = [0, 1, 8, 55, 504, 505, 4096, 5000, 70_000, 256 << 10];
 
 /// Message `k` of a direction: its length, decided by the seed.
 fn len(seed: u64, k: u32, sizes: &[usize]) -> usize {
@@ -221,7 +221,7 @@ fn act(end: &mut End, seed: u64, phases: u32) {
         let large: &[usize] = &SIZES[5..];
         let small: &[usize] = &SIZES[..5];
         let sizes = |r: &mut Random| {
-            *[&SIZES[..], large, small, &[0], &[57], &[256 << 10]][..].get(r.below(6)).unwrap()
+            *[&SIZES[..], large, small, &[0], &[505], &[256 << 10]][..].get(r.below(6)).unwrap()
         };
         let by_ref = script.below(2) == 0;
         let s = script.next();
@@ -305,7 +305,7 @@ fn three_messages_are_always_allowed() {
             let up = r.below(16) < 4 + (seed % 9) as usize;
             let (from, to, flying) =
                 if up { (&mut x, &mut y, &mut to_y) } else { (&mut y, &mut x, &mut to_x) };
-            let len = *[1, 57, 4096].get(r.below(3)).unwrap();
+            let len = *[1, 505, 4096].get(r.below(3)).unwrap();
             if flying.len() < 3 && r.below(2) == 0 {
                 assert!(from.try_send(len, false), "seed {seed}: {} unconsumed", flying.len());
                 flying.push(len);
@@ -336,7 +336,7 @@ fn answers_that_wait_do_not_hold_back_their_acknowledgements() {
 #[test]
 fn a_message_of_another_call_is_not_taken() {
     let (mut x, mut y, _) = pair();
-    for size in [0, 8, 57, 4096, x.capacity()] {
+    for size in [0, 8, 505, 4096, x.capacity()] {
         let p = x.send_slot(size).unwrap();
         // SAFETY: the room of this length.
         unsafe { fill(p, size, 9) };
@@ -353,7 +353,7 @@ fn a_message_of_another_call_is_not_taken() {
 
 #[test]
 fn a_message_of_another_length_is_a_fault() {
-    for (said, wanted) in [(57, 58), (4096, 57), (4096, 8), (8, 4096)] {
+    for (said, wanted) in [(505, 506), (4096, 505), (4096, 8), (8, 4096)] {
         let (mut x, mut y, _) = pair();
         x.send_slot(said).unwrap();
         x.commit(said, FP);

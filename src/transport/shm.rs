@@ -3,14 +3,14 @@
 //! A link lives in the arena of its lower rank:
 //!
 //! ```text
-//! page 0   lower -> upper: 4 header lines | credit line      (64 bytes each, 256 apart)
-//!          upper -> lower: 4 header lines | credit line
-//! page 1.. 16 slots, shared by both directions
+//! lower -> upper: 4 headers | credit line      (512 bytes each)
+//! upper -> lower: 4 headers | credit line
+//! 16 slots, shared by both directions          (256 KiB each)
 //! ```
 //!
-//! **Header line**: one word `fingerprint:32 | slot:8 | ack:8 | seq:16`, then 56 bytes. A message of up
-//! to 56 bytes travels in its header line; a longer one in a slot, or stays where it is in its owner's
-//! arena (*by reference*), and the line says where.
+//! **Header**: one word `fingerprint:32 | slot:8 | ack:8 | seq:16`, then 504 bytes. A message of up to 504
+//! bytes travels behind its word; a longer one in a slot, or stays where it is in its owner's arena
+//! (*by reference*), and the header's line says where.
 //!
 //! **Slots migrate.** What decides the speed of shared memory is who wrote a cache line last: to
 //! rewrite an own line that the peer has only *read* costs 7 ns (28 across L3 caches), a line that the
@@ -47,8 +47,9 @@ const SLOTS: usize = 16;
 const IDLE_MAX: usize = 8;
 /// Unacknowledged messages at which the credit line is written.
 const ACK_LAG: u32 = 2;
-/// Payload bytes of a header line.
-const INLINE: usize = 56;
+/// Payload bytes that follow a header's word. More than a line: the reader's loads of the other lines
+/// start before the header has arrived, since their place does not depend on what it says.
+const INLINE: usize = LINE_STRIDE - 8;
 /// Largest message to plan for.
 pub const MESSAGE: usize = 256 << 10;
 /// Bytes of a slot: cutting in cache lines may lengthen a message a little.
@@ -57,10 +58,10 @@ const CAPACITY: usize = MESSAGE + 256;
 const STRIDE: usize = MESSAGE + 4096 + 320;
 /// Distance of header lines. Not neighbours: the processor that waits for one would prefetch the next
 /// as well, and take it from the sender, who has fetched it for writing.
-const LINE_STRIDE: usize = 256;
+const LINE_STRIDE: usize = 512;
 const CREDIT: usize = DEPTH as usize * LINE_STRIDE;
-const DIRECTION: usize = 2048;
-const SLOTS_AT: usize = 4096 + 320;
+const DIRECTION: usize = CREDIT + LINE_STRIDE;
+const SLOTS_AT: usize = (2 * DIRECTION).next_multiple_of(4096) + 320;
 /// Bytes of arena that a link takes (touched only where used).
 pub const LINK_BYTES: usize = (SLOTS_AT + SLOTS * STRIDE).next_multiple_of(4096);
 
@@ -130,6 +131,8 @@ pub struct ShmLink {
     current_given: u32,
     /// A message by reference has been received whose consumption the peer may wait for.
     owes_ack: bool,
+    /// Length of the last message sent.
+    last_len: usize,
     refs_until: u32,
     own: &'static Arena,
     peer: Arc<PeerArena>,
@@ -183,6 +186,7 @@ impl ShmLink {
             guess: [0; 2],
             current_given: 0,
             owes_ack: false,
+            last_len: 0,
             refs_until: 0,
             own,
             peer,
@@ -294,6 +298,28 @@ impl ShmLink {
     }
 
     #[inline]
+    fn fetch_next(&self) {
+        let header = Self::line(self.tx, self.sent);
+        prefetch_write(header);
+        if self.last_len > LINE - 8 {
+            self.fetch_more(header);
+        }
+    }
+
+    #[inline(never)]
+    fn fetch_more(&self, header: *mut u8) {
+        for o in (LINE..(8 + self.last_len).min(LINE_STRIDE)).step_by(LINE) {
+            prefetch_write(header.wrapping_add(o));
+        }
+        if self.last_len > INLINE && self.nfree > 0 {
+            let p = self.slot(self.free[self.nfree - 1]);
+            for o in (0..4 * LINE).step_by(LINE) {
+                prefetch_write(p.wrapping_add(o));
+            }
+        }
+    }
+
+    #[inline]
     fn post(&mut self, slot: u8, fp: u32) {
         let line = Self::line(self.tx, self.sent);
         self.sent = self.sent.wrapping_add(1);
@@ -385,6 +411,7 @@ impl Link for ShmLink {
 
     #[inline]
     fn commit(&mut self, len: usize, fp: u32) {
+        self.last_len = len;
         let (code, info) = match self.next {
             Place::Line => (IN_LINE, None),
             Place::Slot(s) => (s, Some(u64::from(self.returned))),
@@ -517,15 +544,9 @@ impl Link for ShmLink {
                 self.publish();
             }
         }
-        // The next header line will be written by us, and then the slot on top: fetch them while nobody
-        // waits. Longer messages hide the rest of their lines' way.
-        prefetch_write(Self::line(self.tx, self.sent));
-        if self.nfree > 0 {
-            let p = self.slot(self.free[self.nfree - 1]);
-            for line in 0..4 {
-                prefetch_write(p.wrapping_add(line * LINE));
-            }
-        }
+        // The next message's first lines will be written by us: fetch as many as the last one took while
+        // nobody waits. Longer messages hide the way of the others.
+        self.fetch_next();
     }
 
     fn idle(&mut self) -> bool {
