@@ -304,27 +304,29 @@ impl Service {
 
     /// Waits until `ticket` has a result or the deadline passes. The ticket is used up.
     pub fn wait(&self, ticket: u64, deadline: Instant) -> Result<Outcome> {
+        let result = self.look(ticket, deadline);
+        let left = self.lock().cancel(ticket);
+        self.poke();
+        result.unwrap_or_else(|| match left.map(|t| t.task) {
+            Some(Task::Dial(d)) => Ok(Outcome::Late(d.failures.join("; "))),
+            _ => Ok(Outcome::Late(String::new())),
+        })
+    }
+
+    /// Waits for `ticket`'s result, not longer than `until`. The ticket stays.
+    pub fn look(&self, ticket: u64, until: Instant) -> Option<Result<Outcome>> {
         let mut state = self.lock();
         loop {
-            match state.tickets.get_mut(&ticket).map(|t| t.result.take()) {
-                None => return Err(Error::internal("a connection was forgotten")),
-                Some(Some(result)) => {
-                    state.cancel(ticket);
-                    return result;
-                }
-                Some(None) => {}
+            match state.tickets.get_mut(&ticket) {
+                None => return Some(Err(Error::internal("a connection was forgotten"))),
+                Some(t) if t.result.is_some() => return t.result.take(),
+                Some(_) => {}
             }
             let now = Instant::now();
-            if now >= deadline {
-                let tried = match state.cancel(ticket).map(|t| t.task) {
-                    Some(Task::Dial(d)) => d.failures.join("; "),
-                    _ => String::new(),
-                };
-                drop(state);
-                self.poke();
-                return Ok(Outcome::Late(tried));
+            if now >= until {
+                return None;
             }
-            state = match self.changed.wait_timeout(state, deadline - now) {
+            state = match self.changed.wait_timeout(state, until - now) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };

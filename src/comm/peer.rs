@@ -150,6 +150,7 @@ fn control_stream(fd: OwnedFd) -> Result<UnixStream> {
 
 impl Peer {
     /// Connects to `rank`. Both sides call it in the same collective, in ascending order of ranks.
+    /// `look` is called every few milliseconds of the wait; its error ends it.
     pub fn connect(
         boot: &Bootstrap,
         rank: usize,
@@ -157,11 +158,12 @@ impl Peer {
         own: &'static Arena,
         bell: Block,
         deadline: Instant,
+        look: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Peer> {
         let lower = boot.rank < rank;
         if !shm {
-            let control = boot.connect(rank, CONTROL, &[], None, deadline)?;
-            let data = boot.connect_tcp(rank, DATA, &[], deadline)?;
+            let control = boot.start(rank, CONTROL, &[], None, false)?.wait_while(deadline, look)?;
+            let data = boot.start(rank, DATA, &[], None, true)?.wait_while(deadline, look)?;
             // SAFETY: the communicator's lock guards the connection and all its links.
             let conn = unsafe { TcpConn::new(data.stream, TcpOptions::default()) }?;
             let stream = control_stream(control.stream)?;
@@ -184,7 +186,7 @@ impl Peer {
         for w in [own.id(), own.size() as u64, page as u64, bell.offset as u64] {
             hello.extend(w.to_le_bytes());
         }
-        let control = boot.connect(rank, CONTROL, &hello, Some(own.fd()), deadline)?;
+        let control = boot.start(rank, CONTROL, &hello, Some(own.fd()), false)?.wait_while(deadline, look)?;
         let refused = || {
             Error::remote("a peer's greeting makes no sense")
                 .who(format!("rank {rank}"))

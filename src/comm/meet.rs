@@ -1,0 +1,70 @@
+//! Waiting for peers that are to come to the same call, before there are links to wait on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::peer::{Gone, Peers, Word};
+use super::wait::{self, LONG};
+use crate::{Error, Result};
+
+/// One call that connects to its peers.
+pub struct Meeting<'a> {
+    pub peers: &'a mut Peers,
+    abort: &'a AtomicBool,
+    seq: u32,
+    /// "all_reduce of 10 float (sum)".
+    call: String,
+    since: Instant,
+    timeout: Duration,
+    told: bool,
+}
+
+impl<'a> Meeting<'a> {
+    pub fn new(
+        peers: &'a mut Peers,
+        abort: &'a AtomicBool,
+        seq: u32,
+        call: String,
+        timeout: Duration,
+    ) -> Meeting<'a> {
+        Meeting { peers, abort, seq, call, since: Instant::now(), timeout, told: false }
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.since + self.timeout
+    }
+
+    /// "call 1: all_reduce of 10 float (sum)".
+    pub fn position(&self) -> String {
+        format!("call {}: {}, connecting", self.seq, self.call)
+    }
+
+    /// Names the call in an error of something that does not know it.
+    pub fn during(&self, mut e: Error) -> Error {
+        let position = self.position();
+        if !e.who.contains(&position) {
+            e.who = if e.who.is_empty() { position } else { format!("{}, {position}", e.who) };
+        }
+        e
+    }
+
+    /// Looks at everything that may end the wait with an error; sleeps up to `sleep`.
+    pub fn look(&mut self, sleep: Duration) -> Result<()> {
+        if self.abort.load(Ordering::Relaxed) {
+            return Err(wait::aborted(self.position()));
+        }
+        self.peers.poll(sleep)?;
+        if let Some(p) = self.peers.list.iter().find(|p| p.gone == Some(Gone::Died)) {
+            return Err(wait::lost(p.rank, Gone::Died, self.position()));
+        }
+        if self.since.elapsed() > LONG {
+            if !self.told {
+                self.told = true;
+                let word = Word::Call { seq: self.seq, text: self.call.clone() };
+                self.peers.tell(&word);
+            }
+            wait::compare(self.peers, self.seq, &self.call, None)?;
+        }
+        Ok(())
+    }
+}
