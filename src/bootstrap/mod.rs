@@ -331,11 +331,7 @@ impl Pending<'_> {
     }
 
     /// The same, and calls `look` every few milliseconds: its error ends the wait.
-    pub fn wait_while(
-        mut self,
-        deadline: Instant,
-        look: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<PeerConn> {
+    pub fn wait_while(mut self, deadline: Instant, look: &mut dyn FnMut() -> Result<()>) -> Result<PeerConn> {
         let result = loop {
             let now = Instant::now();
             if now + LOOK >= deadline {

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::peer::{Gone, Peers, Word};
 use super::wait::{self, LONG};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
+
+/// How long the cause of a failure may take to go round.
+const RUMOUR: Duration = Duration::from_millis(300);
 
 /// One call that connects to its peers.
 pub struct Meeting<'a> {
@@ -39,11 +42,21 @@ impl<'a> Meeting<'a> {
         format!("call {}: {}, connecting", self.seq, self.call)
     }
 
-    /// Names the call in an error of something that does not know it.
-    pub fn during(&self, mut e: Error) -> Error {
+    /// What to report when connecting to a peer has failed with `e`.
+    pub fn failed(&mut self, mut e: Error) -> Error {
+        // That peer may have told others why it gave up, and they us: the cause says more.
+        let until = Instant::now() + RUMOUR;
+        while e.code == Code::RemoteError && Instant::now() < until {
+            if let Err(told) = self.peers.poll(Duration::from_millis(5)) {
+                return told;
+            }
+        }
         let position = self.position();
         if !e.who.contains(&position) {
             e.who = if e.who.is_empty() { position } else { format!("{}, {position}", e.who) };
+        }
+        if e.code == Code::Timeout && !e.hint.contains("GRACCL_TIMEOUT") {
+            e.hint += "; GRACCL_TIMEOUT (seconds) sets the limit";
         }
         e
     }

@@ -354,8 +354,7 @@ impl Inner {
             program.lanes.iter().flat_map(|l| &l.peers).map(|&p| p as usize).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let mut meeting =
-            Meeting::new(&mut self.peers, abort, self.seq, key.text(), self.config.timeout);
+        let mut meeting = Meeting::new(&mut self.peers, abort, self.seq, key.text(), self.config.timeout);
         let deadline = meeting.deadline();
         for rank in wanted {
             if meeting.peers.get(rank).is_none() {
@@ -363,7 +362,7 @@ impl Inner {
                 let shm = same && self.config.transport != TransportChoice::Tcp;
                 let look = &mut || meeting.look(Duration::ZERO);
                 let p = Peer::connect(&self.boot, rank, shm, self.own, self.bell, deadline, look)
-                    .map_err(|e| meeting.during(e))?;
+                    .map_err(|e| meeting.failed(e))?;
                 meeting.peers.list.push(p);
             }
         }

@@ -119,9 +119,7 @@ impl<'a> Wait<'a> {
     /// Looks at everything that may end the wait with an error.
     fn check(&mut self, blocked: &[Blocked], sleep: Duration) -> Result<()> {
         if self.abort.load(Ordering::Relaxed) {
-            return Err(
-                Error::new(Code::Aborted, "the communicator was aborted here").who(self.position(blocked))
-            );
+            return Err(aborted(self.position(blocked)));
         }
         for b in blocked {
             if let Some(p) = self.peers.of_link(b.link)
