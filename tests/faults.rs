@@ -211,7 +211,7 @@ fn a_rank_that_never_joins_is_named() {
         let job = Job::new("a_rank_that_never_joins_is_named", 4).hosts(hosts).without(2);
         let ended = job.env("GRACCL_INIT_TIMEOUT", "1").deadline(Duration::from_secs(10)).run();
         for e in ended {
-            e.fault().says("Timeout", &["rank 2 of 4 did not join within 1 s", "GRACCL_INIT_TIMEOUT"]);
+            e.fault().says("Timeout", &["rank 2 of 4 did not join within", "GRACCL_INIT_TIMEOUT"]);
         }
     }
     // Nobody who could tell: the root itself.
@@ -241,6 +241,11 @@ fn a_rank_that_never_calls_is_named() {
         let job = job.env("GRACCL_TRANSPORT", transport).env("GRACCL_TIMEOUT", "2");
         for e in job.deadline(Duration::from_secs(20)).run() {
             let f = e.fault();
+            if e.rank == 1 && when == "first" {
+                // Too late: those who waited have given up.
+                f.says("RemoteError", &["rank 0", "all_reduce of 100 float (sum)"]);
+                continue;
+            }
             let step = if when == "later" { "step" } else { "connecting" };
             f.says("Timeout", &["rank 1", "all_reduce of 100 float (sum)", step, "GRACCL_TIMEOUT"]);
         }
@@ -431,7 +436,9 @@ fn abort_ends_calls_everywhere() {
         if c.rank() == 2 {
             // Blocks all others until it is too late.
             std::thread::sleep(Duration::from_millis(2500));
-            return report(reduce(&c, 1000, DataType::F32, RedOp::Sum));
+            // What the others had sent before may be enough for one call, but not for two.
+            let call = || reduce(&c, 1000, DataType::F32, RedOp::Sum);
+            return report(call().and_then(|()| call()));
         }
         return std::thread::scope(|s| {
             let call = s.spawn(|| reduce(&c, 1000, DataType::F32, RedOp::Sum));
@@ -479,7 +486,7 @@ fn abort_between_calls() {
     for transport in ["shm", "tcp"] {
         let job = Job::new("abort_between_calls", 2).env("GRACCL_TRANSPORT", transport);
         for e in job.deadline(Duration::from_secs(10)).run() {
-            e.fault().says("Aborted", &["rank 0 aborted the communicator"]);
+            e.fault().says("Aborted", &["the communicator was aborted here", "rank 0"]);
         }
     }
 }
@@ -494,11 +501,11 @@ fn a_stopped_rank_is_waited_for() {
             let before = Instant::now();
             let mut v = vec![1.0; 100_000];
             sum_f32(&c, &mut v).unwrap();
-            longest = longest.max(before.elapsed());
             assert!(v.iter().all(|&x| x == 2.0));
             // All end after the same call.
             let mut go_on = [f32::from(start.elapsed() < Duration::from_secs(4))];
             sum_f32(&c, &mut go_on).unwrap();
+            longest = longest.max(before.elapsed());
             if go_on[0] < 2.0 {
                 break;
             }

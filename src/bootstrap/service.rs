@@ -82,6 +82,8 @@ pub(super) struct State {
     pub ends: HashMap<(Tag, u32), Key>,
     pub conns: HashMap<u64, (Conn, Step)>,
     pub tickets: HashMap<u64, Ticket>,
+    /// Peers that came and could not be taken in: (communicator, rank here, peer).
+    pub cut: Vec<(Tag, u32, u32)>,
     no_fds_since: Option<Instant>,
     accept_after: Option<Instant>,
 }
@@ -175,17 +177,12 @@ impl State {
 
     /// Nobody can be accepted for want of descriptors: fails everything that waits for that.
     fn starve(&mut self, now: Instant) {
-        let error = || {
-            Error::new(Code::SystemError, "cannot accept connections: no file descriptor is free")
-                .who(format!("pid {}", std::process::id()))
-                .hint(fd_limit_hint())
-        };
         for t in self.tickets.values_mut() {
             if matches!(t.task, Task::Accept(_)) && t.result.is_none() {
-                t.result = Some(Err(error()));
+                t.result = Some(Err(no_fds_left()));
             }
         }
-        self.fail_roots(&error(), now);
+        self.fail_roots(&no_fds_left(), now);
     }
 }
 
@@ -388,6 +385,12 @@ impl Service {
             }
         }
     }
+}
+
+pub(super) fn no_fds_left() -> Error {
+    Error::new(Code::SystemError, "cannot accept connections: no file descriptor is free")
+        .who(format!("pid {}", std::process::id()))
+        .hint(fd_limit_hint())
 }
 
 /// A socket or the like could not be made; says so plainly when descriptors ran out.

@@ -20,7 +20,7 @@ use crate::schedule::{self, Algorithm, Groups, Program};
 use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
-use crate::{Code, DataType, Error, RedOp, Result};
+use crate::{DataType, Error, RedOp, Result};
 use meet::Meeting;
 use peer::{Peer, Peers, WAYS_MAX, Word};
 use wait::{Manner, Wait};
@@ -257,7 +257,7 @@ impl Communicator {
         if let Ok(mut inner) = self.inner.try_lock()
             && inner.failed.is_none()
         {
-            let e = Error::new(Code::Aborted, format!("rank {} aborted the communicator", self.rank));
+            let e = wait::aborted(format!("rank {}", self.rank));
             inner.fail(&e);
         }
     }
