@@ -1,13 +1,14 @@
 //! The communicator: what an application holds.
 
 mod config;
+mod lock;
 mod meet;
 mod peer;
 mod wait;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use config::{Config, TransportChoice};
@@ -21,6 +22,7 @@ use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
 use crate::{DataType, Error, RedOp, Result};
+use lock::Lock;
 use meet::Meeting;
 use peer::{Peer, Peers, WAYS_MAX, Word};
 use wait::{Manner, Wait};
@@ -48,7 +50,7 @@ pub struct Communicator {
     size: usize,
     hosts: Vec<u32>,
     abort: AtomicBool,
-    inner: Mutex<Inner>,
+    inner: Lock<Inner>,
 }
 
 /// Prepared calls that are kept; beyond it all are forgotten (a job with ever new counts).
@@ -88,6 +90,8 @@ struct Prepared {
     tiling: Tiling,
     kernel: Kernel,
     bytes: usize,
+    /// Bytes of one scratch image, and of all of them.
+    image: usize,
     scratch: usize,
     algorithm: &'static Algorithm,
     /// Fingerprint of everything but the call's number.
@@ -168,7 +172,7 @@ impl Communicator {
             seq: 0,
             failed: None,
         };
-        Ok(Communicator { rank, size, hosts, abort: AtomicBool::new(false), inner: Mutex::new(inner) })
+        Ok(Communicator { rank, size, hosts, abort: AtomicBool::new(false), inner: Lock::new(inner) })
     }
 
     /// Joins as the launcher's environment says (torchrun, Slurm, Open MPI, MPICH, `graccl run`).
@@ -190,12 +194,6 @@ impl Communicator {
         &self.hosts
     }
 
-    #[inline]
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic inside leaves `failed` unset but the job is lost anyway: peers time out or see us end.
-        self.inner.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     /// Reduces `count` elements of every rank's `send` into every rank's `recv`. In place when both
     /// are equal; other overlaps are refused. Blocks until this rank's result is complete.
     ///
@@ -215,7 +213,7 @@ impl Communicator {
         op: RedOp,
     ) -> Result<()> {
         let bytes = check_buffers(send, recv, count, dtype)?;
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if let Some(e) = &inner.failed {
             return Err(after_failure(e));
         }
@@ -230,7 +228,7 @@ impl Communicator {
     /// How an all_reduce of this shape will be carried out. Not collective: all ranks answer the
     /// same.
     pub fn plan_all_reduce(&self, count: usize, dtype: DataType) -> Result<PlanInfo> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         let choice = inner.choose(count * dtype.size());
         let (tiles, _) = inner.shape(&choice, count * dtype.size())?;
         let transport = match (self.size, inner.layout.any_tcp, inner.layout.all_tcp) {
@@ -254,7 +252,7 @@ impl Communicator {
     pub fn abort(&self) {
         self.abort.store(true, Ordering::Relaxed);
         // A call under way sees the flag within milliseconds and tells the others itself.
-        if let Ok(mut inner) = self.inner.try_lock()
+        if let Some(mut inner) = self.inner.try_lock()
             && inner.failed.is_none()
         {
             let e = wait::aborted(format!("rank {}", self.rank));
@@ -264,7 +262,7 @@ impl Communicator {
 
     /// The error that made this communicator unusable, if any.
     pub fn failure(&self) -> Option<Error> {
-        self.lock().failed.clone()
+        self.inner.lock().failed.clone()
     }
 }
 
@@ -411,7 +409,8 @@ impl Inner {
         let (_, longest) = self.program(choice.algorithm)?;
         let bound = self.bind(choice.algorithm, ways, &program, longest, abort, &key)?;
         let tiling = Tiling::new(key.count, esize, tiles, program.chunks);
-        let scratch = program.scratch as usize * tiling.tile_bytes().next_multiple_of(64) * ways as usize;
+        let image = tiling.tile_bytes().next_multiple_of(64);
+        let scratch = program.scratch as usize * image * ways as usize;
         let name = choice.algorithm.name;
         let text = format!("all_reduce {} {:?} {:?} {name} {tiles} {ways}", key.count, key.dtype, key.op);
         let i = self.prepared.len() as u32;
@@ -421,6 +420,7 @@ impl Inner {
             tiling,
             kernel: reduce::kernel(key.dtype, key.op),
             bytes,
+            image,
             scratch,
             algorithm: choice.algorithm,
             print: fnv(text.as_bytes()),
@@ -452,7 +452,6 @@ impl Inner {
         if self.scratch.len() < p.scratch {
             self.scratch.resize(p.scratch, 0);
         }
-        let image = p.tiling.tile_bytes().next_multiple_of(64);
         let launch = Launch {
             bound: &p.bound,
             tiling: &p.tiling,
@@ -461,8 +460,9 @@ impl Inner {
             input: send,
             output: recv,
             scratch: self.scratch.as_mut_ptr(),
-            scratch_stride: [image, if p.scratch == 0 { 0 } else { p.scratch / p.bound.ways() as usize }],
+            scratch_stride: [p.image, if p.scratch == 0 { 0 } else { p.scratch / p.bound.ways() as usize }],
             divide: if key.op == RedOp::Avg { self.boot.size as u32 } else { 1 },
+            spin: self.manner.inner_spin(),
             fp: p.print ^ self.seq.wrapping_mul(0x9e37_79b1),
             stream: !in_place && bytes >= STREAM_MIN,
             // In place a peer writes its reply into our buffer, where the reply belongs. Apart, it would

@@ -42,6 +42,15 @@ impl Manner {
     }
 }
 
+impl Manner {
+    /// Passes that the engine may make before it asks: none where they could be somebody else's time, or
+    /// where only a system call brings news.
+    #[inline]
+    pub fn inner_spin(&self) -> u32 {
+        if self.tcp { 0 } else { self.spin.min(32) }
+    }
+}
+
 const MEMBARRIER_GLOBAL_EXPEDITED: i32 = 1 << 1;
 const MEMBARRIER_REGISTER_GLOBAL_EXPEDITED: i32 = 1 << 2;
 

@@ -25,6 +25,8 @@ pub(super) enum Form {
     Send,
     /// One message, stored to one local span.
     Store,
+    /// A local span and a message (in either order), folded into one local span.
+    Fold,
     General,
 }
 
@@ -99,6 +101,7 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> Result<u32>) -> Resul
         let form = match (op.nsrc, lane.srcs(op).first().map(|a| a.kind), nlocal, nsend) {
             (1, Some(k), 0, 1) if k != ArgKind::Recv => Form::Send,
             (1, Some(ArgKind::Recv), 1, 0) => Form::Store,
+            (2, _, 1, 0) if froms.len() == 1 => Form::Fold,
             _ => Form::General,
         };
         let (nsrc, len, index) = (op.nsrc, op.len, index as u32);

@@ -7,9 +7,6 @@ use crate::reduce::{self, Kernel};
 use crate::schedule::ArgKind;
 use crate::transport::{AnyLink, Link, Recv};
 
-/// By-reference messages shorter than this are staged: their bookkeeping costs more than a copy.
-const REF_MIN: usize = 8 << 10;
-
 /// Everything that one call adds to a bound program.
 pub struct Launch<'a> {
     pub bound: &'a Bound,
@@ -27,6 +24,8 @@ pub struct Launch<'a> {
     /// Divide complete values by this many ranks (averages), if more than 1.
     pub divide: u32,
     pub fp: u32,
+    /// Tries of the only lane before it counts as stuck: sooner noticed than through [`Idle`].
+    pub spin: u32,
     /// The output is not read again soon and larger than the caches: store past them.
     pub stream: bool,
     /// Messages may be taken from where they lie: through shared memory (the receiver reads our
@@ -39,7 +38,7 @@ impl Launch<'_> {
     #[inline]
     fn by_ref(&self, link: &AnyLink, p: *const u8, len: usize) -> bool {
         let allowed = if matches!(link, AnyLink::Shm(_)) { self.by_ref_shm } else { self.by_ref_other };
-        allowed && len >= REF_MIN && link.can_ref(p, len)
+        allowed && link.can_ref(p, len)
     }
 }
 
@@ -63,6 +62,17 @@ pub trait Idle {
     fn moved(&mut self);
 }
 
+/// Answer of [`Engine::pass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Some lane advanced.
+    Moved,
+    /// Nothing advanced; [`Engine::blocked`] says what is waited for, and whether it is a fault.
+    Stuck,
+    /// The launch is over: this rank's output is complete and its buffers are free.
+    Done,
+}
+
 #[derive(Clone, Copy)]
 struct Cursor {
     lane: u32,
@@ -74,17 +84,41 @@ struct Cursor {
     table: usize,
 }
 
-/// Working memory of launches, kept between them so that a call allocates nothing.
+/// The state of one launch, and working memory that is kept between launches so that a call
+/// allocates nothing. Many launches under way need as many engines.
+///
+/// ```text
+///          start            last lane ends          last link idle
+/// (any) ---------> running ----------------> closing --------------> done
+///                  lanes step                 links were told that
+///                  through their ops          the call ends; some
+///                                             still use our memory
+/// ```
+///
+/// [`Engine::run`] goes all the way; whoever drives several launches in one thread calls
+/// [`Engine::start`] and then [`Engine::pass`] until it is `Done`. A launch is given up by not
+/// passing any more; `start` forgets it.
 #[derive(Default)]
 pub struct Engine {
+    /// Lanes that have not ended, one entry for each way; none when not running.
     cursors: Vec<Cursor>,
-    srcs: Vec<*const u8>,
-    dsts: Vec<*mut u8>,
+    /// The links have been told that the call ends.
+    closing: bool,
+    /// Of the program's links, how many are known to be idle.
+    closed: usize,
+    operands: Operands,
     blocked: Vec<Blocked>,
 }
 
-// SAFETY: the pointers are only meaningful inside `run`.
-unsafe impl Send for Engine {}
+/// The operands' addresses of the op at hand.
+#[derive(Default)]
+struct Operands {
+    srcs: Vec<*const u8>,
+    dsts: Vec<*mut u8>,
+}
+
+// SAFETY: the pointers are only meaningful inside a pass.
+unsafe impl Send for Operands {}
 
 enum Step {
     Fired,
@@ -99,11 +133,49 @@ impl Engine {
     /// The launch's buffers are valid for the tiling's bytes, scratch for its strides, and nobody else
     /// uses them; `links` holds the links that the program was bound to.
     pub unsafe fn run(&mut self, l: &Launch, links: &mut [AnyLink], idle: &mut impl Idle) -> Result<()> {
-        self.cursors.clear();
-        if self.srcs.len() < l.bound.operands {
-            self.srcs.resize(l.bound.operands, std::ptr::null());
-            self.dsts.resize(l.bound.operands, std::ptr::null_mut());
+        if let [lane] = &l.bound.lanes[..]
+            && l.tiling.tiles() == 1
+        {
+            // A small call: one straight line, without the bookkeeping of many. Where it stands still for
+            // long, the passes below go on from there.
+            let mut c = Cursor { lane: 0, way: 0, tile: 0, op: 0, base: 0, table: 0 };
+            self.reserve(l);
+            self.cursors.clear();
+            let mut tries = l.spin;
+            while let Some(op) = lane.ops.get(c.op as usize) {
+                // SAFETY: the caller's promise.
+                match unsafe { self.operands.step(l, links, lane, op, &c) } {
+                    Step::Fired => c.op += 1,
+                    Step::Wait(_) if tries > 0 => {
+                        tries -= 1;
+                        std::hint::spin_loop();
+                    }
+                    _ => {
+                        self.cursors.push(c);
+                        break;
+                    }
+                }
+            }
+            (self.closing, self.closed) = (false, 0);
+        } else {
+            self.start(l);
         }
+        loop {
+            // SAFETY: the caller's promise.
+            match unsafe { self.pass(l, links) } {
+                Progress::Done => return Ok(()),
+                Progress::Moved => idle.moved(),
+                Progress::Stuck => idle.idle(links, &self.blocked)?,
+            }
+        }
+    }
+
+    /// Begins a launch, and forgets any earlier one. Nothing is sent yet.
+    #[inline]
+    pub fn start(&mut self, l: &Launch) {
+        self.cursors.clear();
+        (self.closing, self.closed) = (false, 0);
+        self.reserve(l);
         let tiles = l.tiling.tiles();
         for way in 0..l.bound.ways.min(tiles) {
             let (base, table) = l.tiling.tile(way);
@@ -113,78 +185,117 @@ impl Engine {
                 }
             }
         }
-        while !self.cursors.is_empty() {
-            let mut moved = false;
-            self.blocked.clear();
-            let mut i = 0;
-            while i < self.cursors.len() {
-                let mut c = self.cursors[i];
-                let lane = &l.bound.lanes[c.lane as usize];
-                let done = loop {
-                    let op = &lane.ops[c.op as usize];
-                    // SAFETY: the caller's promise.
-                    let step = unsafe { self.step(l, links, lane, op, &c) };
-                    let (link, fault) = match step {
-                        Step::Fired => {
-                            moved = true;
-                            c.op += 1;
-                            if c.op as usize == lane.ops.len() {
-                                c.op = 0;
-                                c.tile += l.bound.ways;
-                                if c.tile >= tiles {
-                                    break true;
-                                }
-                                (c.base, c.table) = l.tiling.tile(c.tile);
-                            }
-                            continue;
-                        }
-                        Step::Wait(link) => (link, false),
-                        Step::Fault(link) => (link, true),
-                    };
-                    let (lane, tile, op) = (c.lane as usize, c.tile, op.index);
-                    self.blocked.push(Blocked { lane, tile, op, link, fault });
-                    if fault {
-                        moved = false;
-                    }
-                    break false;
-                };
-                if done {
-                    self.cursors.swap_remove(i);
-                } else {
-                    self.cursors[i] = c;
-                    i += 1;
-                }
-            }
-            if moved {
-                idle.moved();
-            } else if !self.cursors.is_empty() {
-                idle.idle(links, &self.blocked)?;
-            }
-        }
-        if l.stream {
-            reduce::store_fence();
-        }
-        // On all links before waiting on any: in a ring each rank waits for the next one's word.
-        for &n in &l.bound.links {
-            links[n as usize].finish();
-        }
-        for &n in &l.bound.links {
-            while !links[n as usize].idle() {
-                let b = Blocked {
-                    lane: 0,
-                    tile: tiles,
-                    op: 0,
-                    link: n,
-                    fault: links[n as usize].fault().is_some(),
-                };
-                idle.idle(links, &[b])?;
-            }
-        }
-        Ok(())
     }
 
+    #[inline]
+    fn reserve(&mut self, l: &Launch) {
+        let o = &mut self.operands;
+        if o.srcs.len() < l.bound.operands {
+            o.srcs.resize(l.bound.operands, std::ptr::null());
+            o.dsts.resize(l.bound.operands, std::ptr::null_mut());
+        }
+    }
+
+    /// What stood still in the last pass.
+    pub fn blocked(&self) -> &[Blocked] {
+        &self.blocked
+    }
+
+    /// Lets every lane advance as far as it can. Never blocks.
+    ///
     /// # Safety
-    /// As for `run`.
+    /// As for `run`, from `start` until the answer is `Done` or the launch is given up. `l` and `links`
+    /// are the same in all passes of a launch.
+    #[inline]
+    pub unsafe fn pass(&mut self, l: &Launch, links: &mut [AnyLink]) -> Progress {
+        let tiles = l.tiling.tiles();
+        let mut moved = false;
+        self.blocked.clear();
+        let mut i = 0;
+        let spin = if self.cursors.len() == 1 { l.spin } else { 0 };
+        while i < self.cursors.len() {
+            // In place: a copy would be a wide load over narrow stores, which stalls.
+            let c = &mut self.cursors[i];
+            let lane = &l.bound.lanes[c.lane as usize];
+            let mut tries = spin;
+            let done = loop {
+                let op = &lane.ops[c.op as usize];
+                // SAFETY: the caller's promise.
+                let step = unsafe { self.operands.step(l, links, lane, op, c) };
+                let (link, fault) = match step {
+                    Step::Fired => {
+                        moved = true;
+                        c.op += 1;
+                        if c.op as usize == lane.ops.len() {
+                            c.op = 0;
+                            c.tile += l.bound.ways;
+                            if c.tile >= tiles {
+                                break true;
+                            }
+                            (c.base, c.table) = l.tiling.tile(c.tile);
+                        }
+                        continue;
+                    }
+                    Step::Wait(_) if tries > 0 => {
+                        tries -= 1;
+                        std::hint::spin_loop();
+                        continue;
+                    }
+                    Step::Wait(link) => (link, false),
+                    Step::Fault(link) => (link, true),
+                };
+                let (lane, tile, op) = (c.lane as usize, c.tile, op.index);
+                self.blocked.push(Blocked { lane, tile, op, link, fault });
+                if fault {
+                    moved = false;
+                }
+                break false;
+            };
+            if done {
+                self.cursors.swap_remove(i);
+            } else {
+                i += 1;
+            }
+        }
+        if self.cursors.is_empty() && self.close(l, links) {
+            Progress::Done
+        } else if moved {
+            Progress::Moved
+        } else {
+            Progress::Stuck
+        }
+    }
+
+    /// Ends the call on all links; false while one of them still uses the caller's memory.
+    #[inline]
+    fn close(&mut self, l: &Launch, links: &mut [AnyLink]) -> bool {
+        if !self.closing {
+            self.closing = true;
+            if l.stream {
+                reduce::store_fence();
+            }
+            // All of them before waiting for any: a peer may be waiting for what `finish` tells it, and
+            // not tell us what we wait for before it has heard that.
+            for &n in &l.bound.links {
+                links[n as usize].finish();
+            }
+        }
+        while let Some(&link) = l.bound.links.get(self.closed) {
+            let waited = &mut links[link as usize];
+            if !waited.idle() {
+                let fault = waited.fault().is_some();
+                self.blocked.push(Blocked { lane: 0, tile: l.tiling.tiles(), op: 0, link, fault });
+                return false;
+            }
+            self.closed += 1;
+        }
+        true
+    }
+}
+
+impl Operands {
+    /// # Safety
+    /// As for `Engine::run`.
     #[inline]
     unsafe fn step(
         &mut self,
@@ -206,7 +317,7 @@ impl Engine {
                 let link = &mut links[n as usize];
                 if l.by_ref(link, p, len) {
                     if !link.room() {
-                        return Step::Wait(n);
+                        return wait(link, n);
                     }
                     // SAFETY: the span is the caller's; the algorithm is proved safe by reference.
                     unsafe { link.send_ref(p, len, l.fp) };
@@ -233,12 +344,33 @@ impl Engine {
                         Step::Fired
                     }
                     Recv::Pending => {
-                        // SAFETY: the lane stands at this op, so nobody uses the span before it has fired.
+                        // SAFETY: the lane stands at this op, and whatever it is ordered after has been done when
+                        // the message was sent: so nobody uses the span from then until it has fired.
                         unsafe { link.land(to, len) };
                         Step::Wait(n)
                     }
                     Recv::Fault => Step::Fault(n),
                 }
+            }
+            Form::Fold => {
+                let (a, b) = (&args[0], &args[1]);
+                let (to, len) = local(l, c, &args[2], &span);
+                let n = if a.kind == ArgKind::Recv { a.link } else { b.link } + c.way;
+                let link = &mut links[n as usize];
+                let message = match link.recv(len, l.fp) {
+                    Recv::Ready(p) => p.cast_const(),
+                    Recv::Pending => return Step::Wait(n),
+                    Recv::Fault => return Step::Fault(n),
+                };
+                let source = |a: &BoundArg| {
+                    if a.kind == ArgKind::Recv { message } else { local(l, c, a, &span).0.cast_const() }
+                };
+                let srcs = [source(a), source(b)];
+                let ranks = if op.complete { l.divide } else { 1 };
+                // SAFETY: all are `len` bytes long; a message never overlaps the output partially.
+                unsafe { (l.kernel)(&to, 1, srcs.as_ptr(), 2, len / l.esize, ranks, l.stream) };
+                link.release();
+                Step::Fired
             }
             // SAFETY: the caller's promise.
             Form::General => unsafe { self.general(l, links, args, op, c, &span) },

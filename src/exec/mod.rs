@@ -5,7 +5,9 @@
 //! between two fruitless passes the caller's [`Idle`] decides whether to spin, yield, park or fail.
 
 mod bind;
+#[cfg(test)]
+mod bind_tests;
 mod engine;
 
 pub use bind::{Bound, Tiling};
-pub use engine::{Blocked, Engine, Idle, Launch};
+pub use engine::{Blocked, Engine, Idle, Launch, Progress};

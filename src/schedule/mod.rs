@@ -1,7 +1,7 @@
 //! Schedules: collectives as plain data. No I/O and no `unsafe` in here.
 //!
 //! [`algorithms`] lists what there is; [`Algorithm::program`] builds one rank's [`Program`] with the
-//! builder (`build`) out of stages (`stages`, `compose`). [`verify`] proves all ranks' programs
+//! builder (`build`) out of stages (`stages`, `compose`). [`verify()`] proves all ranks' programs
 //! together, [`picture`] and [`goal`] show them.
 //!
 //! Every op of a proved schedule has a local operand, and all its local operands start at the same

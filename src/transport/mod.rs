@@ -8,6 +8,10 @@
 
 pub mod shm;
 pub mod tcp;
+pub mod virtual_time;
+
+/// Messages shorter than this are better copied than sent by reference: the bookkeeping costs more.
+const REF_MIN: usize = 8 << 10;
 
 /// Answer of [`Link::recv`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +61,12 @@ pub trait Link {
     /// Whether a message may be sent now (fewer than the allowed number are unconsumed).
     fn room(&mut self) -> bool;
 
-    /// Whether this link can send these bytes from where they are (`send_ref`).
+    /// Whether `send_reply_slot` differs from `send_slot`.
+    fn replies_in_place(&self) -> bool {
+        false
+    }
+
+    /// Whether this link can send these bytes from where they are (`send_ref`), and gains by it.
     fn can_ref(&self, src: *const u8, len: usize) -> bool {
         let _ = (src, len);
         false
@@ -81,7 +90,9 @@ pub trait Link {
     /// at once; `recv` then returns `dst` itself. Only a hint: the link may ignore it.
     ///
     /// # Safety
-    /// `dst..dst + len` is writable and otherwise unused until `recv` has been `Ready`.
+    /// From the time that the message is sent until `recv` has been `Ready`, `dst..dst + len` is
+    /// writable and otherwise unused. (Not before: others may still read it by reference, for as long
+    /// as this message waits for them.)
     unsafe fn land(&mut self, dst: *mut u8, len: usize) {
         let _ = (dst, len);
     }
@@ -89,15 +100,15 @@ pub trait Link {
     /// Ends the use of the message that `recv` returned.
     fn release(&mut self);
 
+    /// The end of a call on this rank: tells the peer what it may be waiting for. Called on all links
+    /// before any is asked whether it is `idle`.
+    fn finish(&mut self) {}
+
     /// Everything that was sent has left this process, or is where the receiver finds it by itself,
     /// and nothing refers to the caller's memory any more.
     fn idle(&mut self) -> bool {
         true
     }
-
-    /// All of a call's messages are sent and received here: tells the peer what it may be waiting for.
-    /// Before [`Link::idle`] is waited for.
-    fn finish(&mut self) {}
 
     /// Largest message in bytes that `send_slot` takes.
     fn capacity(&self) -> usize;
@@ -121,14 +132,6 @@ macro_rules! forward {
     };
 }
 
-impl AnyLink {
-    /// Whether `send_reply_slot` differs from `send_slot`.
-    #[inline]
-    pub fn replies_in_place(&self) -> bool {
-        matches!(self, AnyLink::Shm(_))
-    }
-}
-
 impl Link for AnyLink {
     #[inline]
     fn send_slot(&mut self, len: usize) -> Option<*mut u8> {
@@ -144,6 +147,10 @@ impl Link for AnyLink {
     }
     fn room(&mut self) -> bool {
         forward!(self, l => l.room())
+    }
+    #[inline]
+    fn replies_in_place(&self) -> bool {
+        forward!(self, l => l.replies_in_place())
     }
     #[inline]
     fn can_ref(&self, src: *const u8, len: usize) -> bool {

@@ -3,7 +3,7 @@
 //! A link lives in the arena of its lower rank:
 //!
 //! ```text
-//! page 0   lower -> upper: 4 header lines | credit line      (64 bytes each)
+//! page 0   lower -> upper: 4 header lines | credit line      (64 bytes each, 256 apart)
 //!          upper -> lower: 4 header lines | credit line
 //! page 1.. 16 slots, shared by both directions
 //! ```
@@ -22,20 +22,28 @@
 //!
 //! **Flow control.** At most 4 messages are unconsumed in a direction. Consumption is acknowledged in the
 //! headers of the other direction; by the credit line only when 2 are unacknowledged, so that at least
-//! 3 are always allowed. With 16 slots, at most 8 idle on one side, 4 + 3 in flight, the sender
-//! always finds one: flow control by slots is never tighter than by messages.
+//! 3 are always allowed. (A sender without room looks at the headers that have arrived, also where
+//! nobody has asked for their messages yet: the schedule may order these after what it sends now.)
+//!
+//! Of the 16 slots a rank owns at most 8: those that lie idle and those that were given back to it. A
+//! slot is given back by a rank that owns 8, so the other one then has at most 8, those under way to
+//! it included; and a rank that receives a slot keeps it only if it then has at most 8. To count those
+//! that were given back but that it has not seen yet, each message in a slot says how many its sender
+//! has given back in all. (Later ones do not matter: see the sentence before.) So a sender that owns
+//! none, with at most 4 + 3 slots in flight, would leave more than 8 to its peer: it always finds
+//! one, and flow control by slots is never tighter than by messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::{Fault, Link, Recv};
+use super::{Fault, Link, REF_MIN, Recv};
 use crate::memory::{Arena, PeerArena};
 
 const LINE: usize = 64;
 /// Messages in flight per direction.
 const DEPTH: u32 = 4;
 const SLOTS: usize = 16;
-/// Slots that may lie idle on one side.
+/// Slots that may lie idle on one side, those that it has not yet taken back included.
 const IDLE_MAX: usize = 8;
 /// Unacknowledged messages at which the credit line is written.
 const ACK_LAG: u32 = 2;
@@ -47,8 +55,11 @@ pub const MESSAGE: usize = 256 << 10;
 const CAPACITY: usize = MESSAGE + 256;
 /// Slots start at page offsets that no page-aligned private buffer has: no cache set conflicts.
 const STRIDE: usize = MESSAGE + 4096 + 320;
-const DIRECTION: usize = 512;
-const CREDIT: usize = DEPTH as usize * LINE;
+/// Distance of header lines. Not neighbours: the processor that waits for one would prefetch the next
+/// as well, and take it from the sender, who has fetched it for writing.
+const LINE_STRIDE: usize = 256;
+const CREDIT: usize = DEPTH as usize * LINE_STRIDE;
+const DIRECTION: usize = 2048;
 const SLOTS_AT: usize = 4096 + 320;
 /// Bytes of arena that a link takes (touched only where used).
 pub const LINK_BYTES: usize = (SLOTS_AT + SLOTS * STRIDE).next_multiple_of(4096);
@@ -113,6 +124,10 @@ pub struct ShmLink {
     /// Where the message being received lies.
     current: Place,
     current_len: usize,
+    /// Slots of the last two messages: the next one comes in the older of them, as a rule.
+    guess: [u8; 2],
+    /// Slots that the peer had given back in all when it sent that message.
+    current_given: u32,
     /// A message by reference has been received whose consumption the peer may wait for.
     owes_ack: bool,
     refs_until: u32,
@@ -165,6 +180,8 @@ impl ShmLink {
             next: Place::None,
             current: Place::None,
             current_len: 0,
+            guess: [0; 2],
+            current_given: 0,
             owes_ack: false,
             refs_until: 0,
             own,
@@ -177,7 +194,7 @@ impl ShmLink {
     #[inline]
     fn line(dir: *mut u8, seq: u32) -> *mut u8 {
         // SAFETY: one of the direction's DEPTH lines.
-        unsafe { dir.add((seq % DEPTH) as usize * LINE) }
+        unsafe { dir.add((seq % DEPTH) as usize * LINE_STRIDE) }
     }
 
     /// # Safety
@@ -203,9 +220,20 @@ impl ShmLink {
         }
     }
 
-    /// Reads what the peer wrote to our sending direction's credit line.
+    /// Takes every acknowledgement and slot that the peer has given so far: those in messages that have
+    /// arrived but that nobody has asked for yet, and those in our sending direction's credit line.
     #[cold]
     fn collect(&mut self) {
+        for i in 0..DEPTH {
+            let seq = self.received.wrapping_add(i);
+            // Acquire: what the peer did before this message comes with it.
+            // SAFETY: the peer's header line.
+            let w = unsafe { Self::word(Self::line(self.rx, seq)) }.load(Ordering::Acquire);
+            if w as u16 != seq.wrapping_add(1) as u16 {
+                break;
+            }
+            self.ack((w >> 16) as u8);
+        }
         // SAFETY: the credit line of our own sending direction.
         let credit = unsafe { self.tx.add(CREDIT) };
         // Acquire: the returned slots' numbers (and the peer's last stores to them) come with it.
@@ -282,6 +310,15 @@ impl ShmLink {
     }
 }
 
+/// `x`, of which the compiler does not know that it equals something else.
+#[inline(always)]
+fn opaque(x: u8) -> u8 {
+    let mut y = usize::from(x);
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) y, options(nomem, nostack, preserves_flags, pure)) };
+    y as u8
+}
+
 /// Fetches the line at `p` for writing.
 #[inline(always)]
 fn prefetch_write(p: *mut u8) {
@@ -350,7 +387,7 @@ impl Link for ShmLink {
     fn commit(&mut self, len: usize, fp: u32) {
         let (code, info) = match self.next {
             Place::Line => (IN_LINE, None),
-            Place::Slot(s) => (s, Some(0)),
+            Place::Slot(s) => (s, Some(u64::from(self.returned))),
             Place::Peer(o) => (REPLY_REF, Some(o)),
             Place::None => unreachable!("commit without a slot"),
         };
@@ -361,8 +398,14 @@ impl Link for ShmLink {
         self.post(code, fp);
     }
 
+    #[inline]
+    fn replies_in_place(&self) -> bool {
+        true
+    }
+
+    #[inline]
     fn can_ref(&self, src: *const u8, len: usize) -> bool {
-        len > INLINE && self.own.offset_of(src, len).is_some()
+        len >= REF_MIN && self.own.offset_of(src, len).is_some()
     }
 
     #[inline]
@@ -400,6 +443,10 @@ impl Link for ShmLink {
         // SAFETY: the payload of the peer's header line.
         let payload = unsafe { line.add(8) };
         if slot == IN_LINE {
+            if len > INLINE {
+                self.fault = Some(Fault::Length { got: INLINE });
+                return Recv::Fault;
+            }
             self.current = Place::Line;
             return Recv::Ready(payload);
         }
@@ -412,9 +459,19 @@ impl Link for ShmLink {
         self.current_len = len;
         match slot {
             s if (s as usize) < SLOTS => {
+                self.current_given = offset as u32;
+                let parity = (self.received % 2) as usize;
+                let p = if s == self.guess[parity] {
+                    // A branch on a guess, not a value from the header: so the processor may fetch
+                    // the message's lines while it still waits for the header line (165 ns across L3s).
+                    self.slot(opaque(self.guess[parity]))
+                } else {
+                    self.guess[parity] = s;
+                    self.slot(s)
+                };
                 // Asked again after `send_reply_slot` took the slot over: it is no longer ours to free.
                 self.current = if self.next == Place::Slot(s) { Place::Line } else { Place::Slot(s) };
-                Recv::Ready(self.slot(s))
+                Recv::Ready(p)
             }
             BY_REF => match self.peer.at(offset as usize, len) {
                 Some(p) => {
@@ -437,7 +494,9 @@ impl Link for ShmLink {
     fn release(&mut self) {
         self.received = self.received.wrapping_add(1);
         if let Place::Slot(s) = self.current {
-            if self.nfree >= IDLE_MAX {
+            // Those that the peer has given back and we have not yet taken are ours as well.
+            let given = (self.current_given.wrapping_sub(self.taken) as i32).max(0) as usize;
+            if self.nfree + given >= IDLE_MAX {
                 self.give_back(s, self.current_len);
             } else {
                 self.free[self.nfree] = s;
@@ -466,12 +525,13 @@ impl Link for ShmLink {
         let out = |l: &Self| l.refs_until.wrapping_sub(l.acked) as i32 > 0;
         if out(self) {
             self.collect();
+            if out(self) {
+                return false;
+            }
         }
-        let idle = !out(self);
-        if idle {
-            self.refs_until = self.acked;
-        }
-        idle
+        // Kept close to the counter that it is compared with, which wraps around.
+        self.refs_until = self.acked;
+        true
     }
 
     fn capacity(&self) -> usize {

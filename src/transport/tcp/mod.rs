@@ -22,7 +22,7 @@
 //!  TcpLink 2 --+                        +-- stage, bodies <----- recvmsg --- /
 //! ```
 //! [`TcpConn`] and its [`TcpLink`]s are handles of one connection, which owns the socket, the state
-//! of all links and a stack of message buffers. [`proto`] is all of it but the socket. A message
+//! of all links and a stack of message buffers. `proto` is all of it but the socket. A message
 //! sits in a buffer of the stack from `send_slot` until the kernel has it, and from its header's
 //! arrival until `release`. With `send_ref` the queue refers to the caller's memory, and with
 //! `land` a message is received straight into it; [`TcpConn::close`] ends both.
@@ -63,7 +63,7 @@ use std::sync::Arc;
 
 use libc::{c_int, c_void, iovec};
 
-use super::{Fault, Link, Recv};
+use super::{Fault, Link, REF_MIN, Recv};
 use crate::{Error, Result};
 use proto::{BATCH, Proto};
 
@@ -339,7 +339,7 @@ impl Link for TcpLink {
     }
 
     fn can_ref(&self, _src: *const u8, len: usize) -> bool {
-        len <= self.capacity()
+        (REF_MIN..=self.capacity()).contains(&len)
     }
 
     unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
