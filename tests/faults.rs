@@ -243,7 +243,7 @@ fn a_rank_that_never_calls_is_named() {
             let f = e.fault();
             if e.rank == 1 && when == "first" {
                 // Too late: those who waited have given up.
-                f.says("RemoteError", &["rank 0", "all_reduce of 100 float (sum)"]);
+                f.says("RemoteError", &["rank ", "first error", "all_reduce of 100 float (sum)"]);
                 continue;
             }
             let step = if when == "later" { "step" } else { "connecting" };

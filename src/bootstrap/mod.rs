@@ -326,51 +326,60 @@ fn addresses_of(m: &Member, local: bool, tcp: bool) -> Vec<Addr> {
 
 impl Pending<'_> {
     /// Waits until the connection is made. See [`Bootstrap::connect`].
-    pub fn wait(self, deadline: Instant) -> Result<PeerConn> {
-        self.wait_while(deadline, &mut || Ok(()))
+    pub fn wait(mut self, deadline: Instant) -> Result<PeerConn> {
+        loop {
+            let now = Instant::now();
+            if let Some(result) = self.ready((now + LOOK).min(deadline)) {
+                return result;
+            }
+            if now >= deadline {
+                return Err(self.late());
+            }
+        }
     }
 
-    /// The same, and calls `look` every few milliseconds: its error ends the wait.
-    pub fn wait_while(mut self, deadline: Instant, look: &mut dyn FnMut() -> Result<()>) -> Result<PeerConn> {
-        let result = loop {
-            let now = Instant::now();
-            if now + LOOK >= deadline {
-                break self.service.wait(self.ticket, deadline);
-            }
-            if let Some(result) = self.service.look(self.ticket, now + LOOK) {
-                break result;
-            }
-            look()?;
-            if let Some(dead) = self.peer_died() {
+    /// The result, if it is there before `until`; it is given once. `RemoteError` if the peer was
+    /// seen to die.
+    pub fn ready(&mut self, until: Instant) -> Option<Result<PeerConn>> {
+        let result = match self.service.look(self.ticket, until) {
+            Some(result) => result,
+            None => {
+                let dead = self.peer_died()?;
                 // It may have connected just before.
-                break self.service.look(self.ticket, now + SLOW).unwrap_or(dead);
+                self.service.look(self.ticket, Instant::now() + SLOW).unwrap_or(dead)
             }
         };
         let peer = self.boot.members[self.peer].who();
         let me = format!("rank {}", self.boot.rank);
-        match result {
+        Some(match result {
             Ok(Outcome::Peer(sock, local, hello, fd)) => {
                 Ok(PeerConn { stream: sock.into(), local, hello, fd })
             }
             Ok(Outcome::Nobody(tried)) => Err(Error::remote(format!("cannot reach {peer}: {tried}"))
                 .who(me)
                 .hint("look for that rank's first error; GRACCL_SOCKET_IFNAME chooses the interfaces")),
-            Ok(Outcome::Late(tried)) => {
-                let after = root::seconds(self.started.elapsed());
-                let tried = if tried.is_empty() { tried } else { format!("; failed: {tried}") };
-                Err(Error::timeout(format!("{peer} did not connect within {after}{tried}")).who(me).hint(
-                    "that rank may hang, or a firewall may drop packets between the hosts: \
-                     GRACCL_SOCKET_IFNAME chooses the interfaces, GRACCL_DEBUG=info shows them",
-                ))
-            }
-            Ok(Outcome::Verdict(_)) => Err(Error::internal("a peer answered like a root")),
+            Ok(Outcome::Late(_) | Outcome::Verdict(_)) => Err(Error::internal("a peer answered like a root")),
             Err(e) if e.who.is_empty() => Err(e.who(format!("{me}, {peer}"))),
             Err(e) => Err(e),
-        }
+        })
     }
-}
 
-impl Pending<'_> {
+    /// The error of a wait that was too long.
+    pub fn late(self) -> Error {
+        let peer = self.boot.members[self.peer].who();
+        let after = root::seconds(self.started.elapsed());
+        let tried = match self.service.wait(self.ticket, Instant::now()) {
+            Ok(Outcome::Late(tried)) if !tried.is_empty() => format!("; failed: {tried}"),
+            _ => String::new(),
+        };
+        Error::timeout(format!("{peer} did not connect within {after}{tried}"))
+            .who(format!("rank {}", self.boot.rank))
+            .hint(
+                "that rank may hang, or a firewall may drop packets between the hosts: \
+                 GRACCL_SOCKET_IFNAME chooses the interfaces, GRACCL_DEBUG=info shows them",
+            )
+    }
+
     /// A lower rank connects to us, and nothing would tell that it died before. So a wait that takes
     /// long connects to it, too, for nothing but to see that connection end.
     fn peer_died(&mut self) -> Option<Result<Outcome>> {

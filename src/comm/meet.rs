@@ -3,10 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::peer::{Gone, Peers, Word};
+use super::peer::{Coming, Gone, Peers, Word};
 use super::wait::{self, LONG};
 use crate::{Code, Error, Result};
 
+/// Longest wait for one peer before the others are looked at.
+const NEWS: Duration = Duration::from_millis(2);
 /// How long the cause of a failure may take to go round.
 const RUMOUR: Duration = Duration::from_millis(300);
 
@@ -42,8 +44,33 @@ impl<'a> Meeting<'a> {
         format!("call {}: {}, connecting", self.seq, self.call)
     }
 
+    /// Waits for all who are to come.
+    pub fn await_all(&mut self, mut coming: Vec<Coming>) -> Result<()> {
+        while !coming.is_empty() {
+            // Any news wakes the first of these waits; the others only look.
+            let mut until = Instant::now() + NEWS;
+            let mut waiting = Vec::with_capacity(coming.len());
+            for mut c in coming {
+                match c.ready(until) {
+                    None => waiting.push(c),
+                    Some(Ok(p)) => self.peers.list.push(p),
+                    Some(Err(e)) => return Err(self.failed(e)),
+                }
+                until = Instant::now();
+            }
+            coming = waiting;
+            self.look(Duration::ZERO)?;
+            if Instant::now() > self.deadline()
+                && let Some(c) = coming.pop()
+            {
+                return Err(self.failed(c.late()));
+            }
+        }
+        Ok(())
+    }
+
     /// What to report when connecting to a peer has failed with `e`.
-    pub fn failed(&mut self, mut e: Error) -> Error {
+    fn failed(&mut self, mut e: Error) -> Error {
         // That peer may have told others why it gave up, and they us: the cause says more.
         let until = Instant::now() + RUMOUR;
         while e.code == Code::RemoteError && Instant::now() < until {

@@ -7,8 +7,8 @@ mod peer;
 mod wait;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::{Config, TransportChoice};
@@ -24,7 +24,7 @@ use crate::tune::{self, Choice, Layout};
 use crate::{DataType, Error, RedOp, Result};
 use lock::Lock;
 use meet::Meeting;
-use peer::{Peer, Peers, WAYS_MAX, Word};
+use peer::{Coming, Peers, WAYS_MAX, Word};
 use wait::{Manner, Wait};
 
 /// How a call will be carried out: shown by `graccl perf`.
@@ -354,16 +354,14 @@ impl Inner {
         wanted.dedup();
         let mut meeting = Meeting::new(&mut self.peers, abort, self.seq, key.text(), self.config.timeout);
         let deadline = meeting.deadline();
-        for rank in wanted {
-            if meeting.peers.get(rank).is_none() {
-                let same = self.boot.hosts[rank] == self.boot.hosts[self.boot.rank];
-                let shm = same && self.config.transport != TransportChoice::Tcp;
-                let look = &mut || meeting.look(Duration::ZERO);
-                let p = Peer::connect(&self.boot, rank, shm, self.own, self.bell, deadline, look)
-                    .map_err(|e| meeting.failed(e))?;
-                meeting.peers.list.push(p);
-            }
-        }
+        wanted.retain(|&rank| meeting.peers.get(rank).is_none());
+        let coming = wanted.into_iter().map(|rank| {
+            let same = self.boot.hosts[rank] == self.boot.hosts[self.boot.rank];
+            let shm = same && self.config.transport != TransportChoice::Tcp;
+            Coming::begin(&self.boot, rank, shm, self.own, self.bell)
+        });
+        let coming = coming.collect::<Result<Vec<_>>>()?;
+        meeting.await_all(coming)?;
         let (links, own, me) = (&mut self.links, self.own, self.boot.rank);
         let bound = Bound::new(program, ways, &mut |peer, port| {
             loop {
