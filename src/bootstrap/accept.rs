@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::conn::Conn;
 use super::handshake::Step;
-use super::service::{State, Task, Ticket};
+use super::service::{State, Task, Ticket, no_fds_left};
 use super::wire::{From, Hello, Key, Tag, seal};
 
 /// A rank that waits for a lower one to connect.
@@ -37,10 +37,27 @@ impl State {
             _ => None,
         });
         self.tickets.insert(ticket, Ticket { task: Task::Accept(accept), result: None });
+        self.fail_cut();
         if let Some(token) = parked {
             self.take(ticket, token, now);
         }
         ticket
+    }
+
+    /// A peer's connection was lost for want of a descriptor: (communicator, rank here, peer).
+    pub fn cut_off(&mut self, whose: (Tag, u32, u32)) {
+        self.cut.push(whose);
+        self.fail_cut();
+    }
+
+    fn fail_cut(&mut self) {
+        for t in self.tickets.values_mut().filter(|t| t.result.is_none()) {
+            if let Task::Accept(a) = &t.task
+                && self.cut.contains(&(a.tag, a.me, a.peer))
+            {
+                t.result = Some(Err(no_fds_left()));
+            }
+        }
     }
 
     /// A peer has come: to a rank that waits for it already?
@@ -70,6 +87,7 @@ impl State {
     /// Rank `me` takes no more peers: forgets those that wait for it.
     pub fn close_end(&mut self, tag: Tag, me: u32) {
         self.ends.remove(&(tag, me));
+        self.cut.retain(|c| (c.0, c.1) != (tag, me));
         self.conns.retain(|_, (_, step)| {
             !matches!(step, Step::Parked { hello, .. } | Step::Proof { hello, .. }
                 if hello.tag == tag && hello.to == me)

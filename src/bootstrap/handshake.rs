@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::conn::{Conn, Fill};
+use super::conn::{Conn, Fill, out_of_fds};
 use super::dial::Dial;
-use super::service::{Outcome, State, Task};
+use super::service::{Outcome, State, Task, no_socket};
 use super::wire::{
     self, ANSWER_LEN, From, HELLO_LEN, Hello, Join, Key, MAX_BODY, Refusal, Role, Tag, frame_len, random,
 };
@@ -114,7 +114,12 @@ impl State {
             }
             Ok(Fill::Part) => return Next::Stay,
             Ok(Fill::End) => return Next::Close("it closed the connection".into()),
-            Err(e) => return Next::Close(e.to_string()),
+            Err(e) => {
+                if out_of_fds(&e) {
+                    self.no_fd_for(step, &e);
+                }
+                return Next::Close(e.to_string());
+            }
         }
         match step {
             Step::Hello => self.on_hello(c, step),
@@ -134,6 +139,19 @@ impl State {
             // These wait for nothing but the end.
             Step::Parked { .. } | Step::Joined { .. } => Next::Close("it spoke out of turn".into()),
             Step::Connecting { .. } | Step::Last { .. } => Next::Stay,
+        }
+    }
+
+    /// A peer's descriptor found no place here, so its connection is lost: says so to the rank that
+    /// waits for it, or will.
+    fn no_fd_for(&mut self, step: &Step, e: &std::io::Error) {
+        match step {
+            Step::Proof { hello, .. } => self.cut_off((hello.tag, hello.to, hello.from)),
+            Step::Reply { ticket, .. } => {
+                let e = no_socket("cannot take a peer's shared memory", e);
+                self.finish(*ticket, Err(e));
+            }
+            _ => {}
         }
     }
 

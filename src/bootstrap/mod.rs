@@ -46,6 +46,13 @@ use wire::{Hello, Join, Key, MAX_BODY, MAX_VERDICT, ROOT, Role, Tag};
 /// How long one address of a root that may not be up yet is tried.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Purpose of the connections that show whether a rank lives while another waits for it.
+const LIFELINE: u32 = u32::MAX;
+/// A wait this long gets a lifeline.
+const SLOW: Duration = Duration::from_millis(200);
+/// Between looks at what else may end a wait.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Longest `hello` of a connection, bytes.
 pub const MAX_HELLO: usize = 4096;
 
@@ -139,10 +146,13 @@ pub struct PeerConn {
 #[must_use]
 pub struct Pending<'a> {
     boot: &'a Bootstrap,
+    link: &'a Link,
     service: &'static Service,
     ticket: u64,
     peer: usize,
     started: Instant,
+    /// Ticket of a connection of our own to a peer that is to connect to us.
+    lifeline: Option<u64>,
 }
 
 impl Bootstrap {
@@ -263,26 +273,41 @@ impl Bootstrap {
         let who = || format!("rank {}", self.rank);
         let fd = fd.map(|f| f.try_clone_to_owned()).transpose();
         let fd = fd.map_err(|e| service::no_socket("cannot duplicate a descriptor", &e).who(who()))?;
-        let (me, now) = (self.rank as u32, Instant::now());
-        let (tag, body) = (link.tag, hello.to_vec());
         let ticket = if self.rank > peer {
-            let peer = peer as u32;
-            let accept = Accept { tag, me, peer, purpose, body, fd, taken: false };
-            link.service.lock().start_accept(accept, now)
+            let (me, peer, body) = (self.rank as u32, peer as u32, hello.to_vec());
+            let accept = Accept { tag: link.tag, me, peer, purpose, body, fd, taken: false };
+            link.service.lock().start_accept(accept, Instant::now())
         } else {
-            let m = &self.members[peer];
-            let local = m.host == self.members[self.rank].host;
-            let nonce = [0; 32];
-            let hello =
-                Hello { role: Role::Peer, tag, generation: 0, from: me, to: peer as u32, purpose, nonce };
-            let whom = format!("connected to {} (purpose {purpose})", m.who());
-            let addrs = addresses_of(m, local, tcp);
-            let mut dial = Dial::new(hello, link.key, body, MAX_BODY, whom, addrs);
-            dial.fd = fd;
-            link.service.lock().start_dial(dial, now)
+            self.dial(link, peer, purpose, hello.to_vec(), fd, tcp)
         };
         link.service.poke();
-        Ok(Pending { boot: self, service: link.service, ticket, peer, started: now })
+        let started = Instant::now();
+        Ok(Pending { boot: self, link, service: link.service, ticket, peer, started, lifeline: None })
+    }
+
+    /// Begins to connect to a rank that may wait for it.
+    fn dial(
+        &self,
+        link: &Link,
+        peer: usize,
+        purpose: u32,
+        body: Vec<u8>,
+        fd: Option<OwnedFd>,
+        tcp: bool,
+    ) -> u64 {
+        let (m, from) = (&self.members[peer], self.rank as u32);
+        let local = m.host == self.members[self.rank].host;
+        let (tag, nonce) = (link.tag, [0; 32]);
+        let hello = Hello { role: Role::Peer, tag, generation: 0, from, to: peer as u32, purpose, nonce };
+        let whom = format!("connected to {} (purpose {purpose})", m.who());
+        let mut dial = Dial::new(hello, link.key, body, MAX_BODY, whom, addresses_of(m, local, tcp));
+        dial.fd = fd;
+        link.service.lock().start_dial(dial, Instant::now())
+    }
+
+    /// Takes no more connections: ranks that wait for one are told at once.
+    pub fn close(&mut self) {
+        self.link = None;
     }
 }
 
@@ -301,37 +326,86 @@ fn addresses_of(m: &Member, local: bool, tcp: bool) -> Vec<Addr> {
 
 impl Pending<'_> {
     /// Waits until the connection is made. See [`Bootstrap::connect`].
-    pub fn wait(self, deadline: Instant) -> Result<PeerConn> {
+    pub fn wait(mut self, deadline: Instant) -> Result<PeerConn> {
+        loop {
+            let now = Instant::now();
+            if let Some(result) = self.ready((now + LOOK).min(deadline)) {
+                return result;
+            }
+            if now >= deadline {
+                return Err(self.late());
+            }
+        }
+    }
+
+    /// The result, if it is there before `until`; it is given once. `RemoteError` if the peer was
+    /// seen to die.
+    pub fn ready(&mut self, until: Instant) -> Option<Result<PeerConn>> {
+        let result = match self.service.look(self.ticket, until) {
+            Some(result) => result,
+            None => {
+                let dead = self.peer_died()?;
+                // It may have connected just before.
+                self.service.look(self.ticket, Instant::now() + SLOW).unwrap_or(dead)
+            }
+        };
         let peer = self.boot.members[self.peer].who();
         let me = format!("rank {}", self.boot.rank);
-        match self.service.wait(self.ticket, deadline) {
+        Some(match result {
             Ok(Outcome::Peer(sock, local, hello, fd)) => {
                 Ok(PeerConn { stream: sock.into(), local, hello, fd })
             }
             Ok(Outcome::Nobody(tried)) => Err(Error::remote(format!("cannot reach {peer}: {tried}"))
                 .who(me)
                 .hint("look for that rank's first error; GRACCL_SOCKET_IFNAME chooses the interfaces")),
-            Ok(Outcome::Late(tried)) => {
-                let after = root::seconds(self.started.elapsed());
-                let tried = if tried.is_empty() { tried } else { format!("; failed: {tried}") };
-                Err(Error::timeout(format!("{peer} did not connect within {after}{tried}")).who(me).hint(
-                    "that rank may hang, or a firewall may drop packets between the hosts: \
-                     GRACCL_SOCKET_IFNAME chooses the interfaces, GRACCL_DEBUG=info shows them",
-                ))
-            }
-            Ok(Outcome::Verdict(_)) => Err(Error::internal("a peer answered like a root")),
+            Ok(Outcome::Late(_) | Outcome::Verdict(_)) => Err(Error::internal("a peer answered like a root")),
             Err(e) if e.who.is_empty() => Err(e.who(format!("{me}, {peer}"))),
             Err(e) => Err(e),
+        })
+    }
+
+    /// The error of a wait that was too long.
+    pub fn late(self) -> Error {
+        let peer = self.boot.members[self.peer].who();
+        let after = root::seconds(self.started.elapsed());
+        let tried = match self.service.wait(self.ticket, Instant::now()) {
+            Ok(Outcome::Late(tried)) if !tried.is_empty() => format!("; failed: {tried}"),
+            _ => String::new(),
+        };
+        Error::timeout(format!("{peer} did not connect within {after}{tried}"))
+            .who(format!("rank {}", self.boot.rank))
+            .hint(
+                "that rank may hang, or a firewall may drop packets between the hosts: \
+                 GRACCL_SOCKET_IFNAME chooses the interfaces, GRACCL_DEBUG=info shows them",
+            )
+    }
+
+    /// A lower rank connects to us, and nothing would tell that it died before. So a wait that takes
+    /// long connects to it, too, for nothing but to see that connection end.
+    fn peer_died(&mut self) -> Option<Result<Outcome>> {
+        let (me, peer) = (self.boot.rank, self.peer);
+        if peer > me || self.started.elapsed() < SLOW {
+            return None;
         }
+        let Some(lifeline) = self.lifeline else {
+            self.lifeline = Some(self.boot.dial(self.link, peer, LIFELINE, Vec::new(), None, false));
+            self.service.poke();
+            return None;
+        };
+        self.service.look(lifeline, Instant::now())
     }
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
         // Waited for or not: nothing of it stays.
-        if self.service.lock().cancel(self.ticket).is_some() {
-            self.service.poke();
+        let mut state = self.service.lock();
+        state.cancel(self.ticket);
+        if let Some(t) = self.lifeline {
+            state.cancel(t);
         }
+        drop(state);
+        self.service.poke();
     }
 }
 

@@ -82,6 +82,8 @@ pub(super) struct State {
     pub ends: HashMap<(Tag, u32), Key>,
     pub conns: HashMap<u64, (Conn, Step)>,
     pub tickets: HashMap<u64, Ticket>,
+    /// Peers that came and could not be taken in: (communicator, rank here, peer).
+    pub cut: Vec<(Tag, u32, u32)>,
     no_fds_since: Option<Instant>,
     accept_after: Option<Instant>,
 }
@@ -175,17 +177,12 @@ impl State {
 
     /// Nobody can be accepted for want of descriptors: fails everything that waits for that.
     fn starve(&mut self, now: Instant) {
-        let error = || {
-            Error::new(Code::SystemError, "cannot accept connections: no file descriptor is free")
-                .who(format!("pid {}", std::process::id()))
-                .hint(fd_limit_hint())
-        };
         for t in self.tickets.values_mut() {
             if matches!(t.task, Task::Accept(_)) && t.result.is_none() {
-                t.result = Some(Err(error()));
+                t.result = Some(Err(no_fds_left()));
             }
         }
-        self.fail_roots(&error(), now);
+        self.fail_roots(&no_fds_left(), now);
     }
 }
 
@@ -304,27 +301,29 @@ impl Service {
 
     /// Waits until `ticket` has a result or the deadline passes. The ticket is used up.
     pub fn wait(&self, ticket: u64, deadline: Instant) -> Result<Outcome> {
+        let result = self.look(ticket, deadline);
+        let left = self.lock().cancel(ticket);
+        self.poke();
+        result.unwrap_or_else(|| match left.map(|t| t.task) {
+            Some(Task::Dial(d)) => Ok(Outcome::Late(d.failures.join("; "))),
+            _ => Ok(Outcome::Late(String::new())),
+        })
+    }
+
+    /// Waits for `ticket`'s result, not longer than `until`. The ticket stays.
+    pub fn look(&self, ticket: u64, until: Instant) -> Option<Result<Outcome>> {
         let mut state = self.lock();
         loop {
-            match state.tickets.get_mut(&ticket).map(|t| t.result.take()) {
-                None => return Err(Error::internal("a connection was forgotten")),
-                Some(Some(result)) => {
-                    state.cancel(ticket);
-                    return result;
-                }
-                Some(None) => {}
+            match state.tickets.get_mut(&ticket) {
+                None => return Some(Err(Error::internal("a connection was forgotten"))),
+                Some(t) if t.result.is_some() => return t.result.take(),
+                Some(_) => {}
             }
             let now = Instant::now();
-            if now >= deadline {
-                let tried = match state.cancel(ticket).map(|t| t.task) {
-                    Some(Task::Dial(d)) => d.failures.join("; "),
-                    _ => String::new(),
-                };
-                drop(state);
-                self.poke();
-                return Ok(Outcome::Late(tried));
+            if now >= until {
+                return None;
             }
-            state = match self.changed.wait_timeout(state, deadline - now) {
+            state = match self.changed.wait_timeout(state, until - now) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
@@ -386,6 +385,12 @@ impl Service {
             }
         }
     }
+}
+
+pub(super) fn no_fds_left() -> Error {
+    Error::new(Code::SystemError, "cannot accept connections: no file descriptor is free")
+        .who(format!("pid {}", std::process::id()))
+        .hint(fd_limit_hint())
 }
 
 /// A socket or the like could not be made; says so plainly when descriptors ran out.

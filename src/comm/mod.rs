@@ -2,6 +2,7 @@
 
 mod config;
 mod lock;
+mod meet;
 mod peer;
 mod wait;
 
@@ -20,9 +21,10 @@ use crate::schedule::{self, Algorithm, Groups, Program};
 use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
-use crate::{Code, DataType, Error, RedOp, Result};
+use crate::{DataType, Error, RedOp, Result};
 use lock::Lock;
-use peer::{Peer, Peers, WAYS_MAX, Word};
+use meet::Meeting;
+use peer::{Coming, Peers, WAYS_MAX, Word};
 use wait::{Manner, Wait};
 
 /// How a call will be carried out: shown by `graccl perf`.
@@ -71,6 +73,11 @@ struct Key {
 }
 
 impl Key {
+    /// For people and for comparing calls.
+    fn text(&self) -> String {
+        format!("all_reduce of {} {} ({})", self.count, self.dtype.name(), self.op.name())
+    }
+
     #[inline]
     fn quick(&self) -> usize {
         let h = (self.count as u64) << 8 | (self.dtype as u64) << 4 | self.op as u64;
@@ -197,8 +204,8 @@ impl Communicator {
     /// are equal; other overlaps are refused. Blocks until this rank's result is complete.
     ///
     /// Errors: `InvalidArgument` (null, overlap, size overflow), `InvalidUsage` (ranks disagree),
-    /// `RemoteError` (a rank died), `Timeout`, `Aborted`. After an error other than
-    /// `InvalidArgument` the communicator is unusable and `recv` undefined.
+    /// `RemoteError` (a rank died), `Timeout`, `Aborted`, `SystemError`. After an error other than
+    /// that of a wrong argument the communicator is unusable and `recv` undefined.
     ///
     /// # Safety
     /// `send` is readable and `recv` writable for `count * dtype.size()` bytes, and no other thread
@@ -218,9 +225,7 @@ impl Communicator {
         }
         // SAFETY: the caller's promise, for `bytes`.
         let r = unsafe { inner.all_reduce(&self.abort, send, recv, bytes, Key { count, dtype, op }) };
-        if let Err(e) = &r
-            && e.code != Code::InvalidArgument
-        {
+        if let Err(e) = &r {
             inner.fail(e);
         }
         r
@@ -256,7 +261,7 @@ impl Communicator {
         if let Some(mut inner) = self.inner.try_lock()
             && inner.failed.is_none()
         {
-            let e = Error::new(Code::Aborted, format!("rank {} aborted the communicator", self.rank));
+            let e = wait::aborted(format!("rank {}", self.rank));
             inner.fail(&e);
         }
     }
@@ -332,7 +337,7 @@ impl Inner {
     /// Tiles of a call, and the program.
     fn shape(&mut self, c: &Choice, bytes: usize) -> Result<(u32, Arc<Program>)> {
         let (program, longest) = self.program(c.algorithm)?;
-        let room = c.message.min(shm::MESSAGE);
+        let room = if self.layout.all_tcp { c.message } else { c.message.min(shm::MESSAGE) };
         Ok((tune::tiles(bytes, program.chunks, longest, room), program))
     }
 
@@ -343,35 +348,44 @@ impl Inner {
         ways: u32,
         program: &Arc<Program>,
         longest: u32,
+        abort: &AtomicBool,
+        key: &Key,
     ) -> Result<Arc<Bound>> {
         if let Some((b, ..)) = self.bounds.get(&(a.name, ways)) {
             return Ok(b.clone());
         }
-        let deadline = Instant::now() + self.config.timeout.min(self.config.init_timeout);
         let mut wanted: Vec<usize> =
             program.lanes.iter().flat_map(|l| &l.peers).map(|&p| p as usize).collect();
         wanted.sort_unstable();
         wanted.dedup();
-        for rank in wanted {
-            if self.peers.get(rank).is_none() {
-                let same = self.boot.hosts[rank] == self.boot.hosts[self.boot.rank];
-                let shm = same && self.config.transport != TransportChoice::Tcp;
-                let p = Peer::connect(&self.boot, rank, shm, self.own, self.bell, deadline)?;
-                self.peers.list.push(p);
-            }
-        }
-        let (peers, links, own, me) = (&mut self.peers, &mut self.links, self.own, self.boot.rank);
+        let mut meeting = Meeting::new(&mut self.peers, abort, self.seq, key.text(), self.config.timeout);
+        let deadline = meeting.deadline();
+        wanted.retain(|&rank| meeting.peers.get(rank).is_none());
+        let coming = wanted.into_iter().map(|rank| {
+            let same = self.boot.hosts[rank] == self.boot.hosts[self.boot.rank];
+            let shm = same && self.config.transport != TransportChoice::Tcp;
+            Coming::begin(&self.boot, rank, shm, self.own, self.bell)
+        });
+        let coming = coming.collect::<Result<Vec<_>>>()?;
+        meeting.await_all(coming)?;
+        let (links, own, me) = (&mut self.links, self.own, self.boot.rank);
         let bound = Bound::new(program, ways, &mut |peer, port| {
             loop {
-                let p = peers.get(peer as usize).expect("connected above");
+                let p = meeting.peers.get(peer as usize).expect("connected above");
+                // Before it is asked: what it did before it left counts.
+                let gone = p.gone;
                 if let Some(first) = p.open(port, me < peer as usize, own, links)? {
                     return Ok(first);
                 }
+                if let Some(gone) = gone {
+                    return Err(wait::lost(peer as usize, gone, meeting.position()));
+                }
                 // The lower rank is on its way through the same call.
-                peers.poll(Duration::from_micros(200))?;
-                if Instant::now() > deadline || peers.get(peer as usize).is_none_or(|p| p.gone.is_some()) {
-                    return Err(Error::remote(format!("rank {peer} did not open its link"))
-                        .hint("look at that rank's output for the cause"));
+                meeting.look(Duration::from_micros(200))?;
+                if Instant::now() > deadline {
+                    return Err(Error::timeout(format!("rank {peer} did not open its link"))
+                        .who(meeting.position())
+                        .hint("see what that rank is doing; GRACCL_TIMEOUT (seconds) sets the limit"));
                 }
             }
         })?;
@@ -381,7 +395,7 @@ impl Inner {
     }
 
     #[cold]
-    fn prepare(&mut self, key: Key) -> Result<u32> {
+    fn prepare(&mut self, key: Key, abort: &AtomicBool) -> Result<u32> {
         if let Some(&i) = self.by_key.get(&key) {
             self.quick[key.quick()] = i;
             return Ok(i);
@@ -397,7 +411,7 @@ impl Inner {
         let (tiles, program) = self.shape(&choice, bytes)?;
         let ways = choice.ways.min(tiles).min(WAYS_MAX);
         let (_, longest) = self.program(choice.algorithm)?;
-        let bound = self.bind(choice.algorithm, ways, &program, longest)?;
+        let bound = self.bind(choice.algorithm, ways, &program, longest, abort, &key)?;
         let tiling = Tiling::new(key.count, esize, tiles, program.chunks);
         if bytes >= HUGE_MIN {
             for p in &mut self.peers.list {
@@ -440,7 +454,7 @@ impl Inner {
         let quick = self.quick[key.quick()] as usize;
         let index = match self.prepared.get(quick) {
             Some(p) if p.key == key => quick,
-            _ => self.prepare(key)? as usize,
+            _ => self.prepare(key, abort)? as usize,
         };
         let p = &self.prepared[index];
         let in_place = std::ptr::eq(send, recv);
@@ -468,7 +482,7 @@ impl Inner {
         };
         debug_assert_eq!(p.bytes, bytes);
         let program = &self.bounds;
-        let call = || format!("all_reduce of {} {} ({})", key.count, key.dtype.name(), key.op.name());
+        let call = || key.text();
         let at = |b: &Blocked| position(program, p, b);
         // SAFETY: the doorbell's page lives as long as the communicator.
         let bell = unsafe { &*(self.own.base().add(self.bell.offset) as *const Doorbell) };
@@ -487,6 +501,8 @@ impl Inner {
         for c in self.peers.list.iter().filter_map(|p| p.tcp()) {
             c.close("the communicator failed");
         }
+        // Who still waits to connect to us is told as well.
+        self.boot.close();
         self.failed = Some(e.clone());
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, PeerConn, Pending};
 use crate::memory::{Arena, Block, PeerArena, make_huge};
 use crate::transport::AnyLink;
 use crate::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
@@ -150,67 +150,116 @@ fn control_stream(fd: OwnedFd) -> Result<UnixStream> {
     Ok(stream)
 }
 
-impl Peer {
-    /// Connects to `rank`. Both sides call it in the same collective, in ascending order of ranks.
-    pub fn connect(
-        boot: &Bootstrap,
+/// A peer that is being connected to.
+pub struct Coming<'a> {
+    rank: usize,
+    own: &'static Arena,
+    control: Pending<'a>,
+    /// The control connection, once it is there.
+    met: Option<PeerConn>,
+    over: Over<'a>,
+}
+
+enum Over<'a> {
+    /// The lower rank's block with the places of the links.
+    Shm(Option<Block>),
+    Tcp(Pending<'a>),
+}
+
+impl<'a> Coming<'a> {
+    /// Begins to connect to `rank`, by shared memory or TCP. Both sides do so in the same collective.
+    pub fn begin(
+        boot: &'a Bootstrap,
         rank: usize,
         shm: bool,
         own: &'static Arena,
         bell: Block,
-        deadline: Instant,
-    ) -> Result<Peer> {
-        let lower = boot.rank < rank;
+    ) -> Result<Coming<'a>> {
         if !shm {
-            let control = boot.connect(rank, CONTROL, &[], None, deadline)?;
-            let data = boot.connect_tcp(rank, DATA, &[], deadline)?;
-            // SAFETY: the communicator's lock guards the connection and all its links.
-            let conn = unsafe { TcpConn::new(data.stream, TcpOptions::default()) }?;
-            let stream = control_stream(control.stream)?;
-            return Ok(Peer {
-                rank,
-                stream,
-                words: Words::default(),
-                gone: None,
-                call: None,
-                data: Data::Tcp(conn),
-                ports: [None; PORTS_MAX],
-            });
+            let control = boot.start(rank, CONTROL, &[], None, false)?;
+            let over = Over::Tcp(boot.start(rank, DATA, &[], None, true)?);
+            return Ok(Coming { rank, own, control, met: None, over });
         }
-        let mut blocks = Vec::new();
-        if lower {
-            blocks.push(own.alloc(4096)?);
-        }
-        let page = blocks.first().map_or(0, |b| b.offset);
+        let page = if boot.rank < rank { Some(own.alloc(4096)?) } else { None };
         let mut hello = Vec::new();
-        for w in [own.id(), own.size() as u64, page as u64, bell.offset as u64] {
+        for w in [own.id(), own.size() as u64, page.map_or(0, |b| b.offset) as u64, bell.offset as u64] {
             hello.extend(w.to_le_bytes());
         }
-        let control = boot.connect(rank, CONTROL, &hello, Some(own.fd()), deadline)?;
+        let control = boot.start(rank, CONTROL, &hello, Some(own.fd()), false)?;
+        Ok(Coming { rank, own, control, met: None, over: Over::Shm(page) })
+    }
+
+    /// The peer, if it is connected before `until`.
+    pub fn ready(&mut self, until: Instant) -> Option<Result<Peer>> {
+        if self.met.is_none() {
+            match self.control.ready(until)? {
+                Ok(c) => self.met = Some(c),
+                Err(e) => return Some(Err(e)),
+            }
+        }
+        match &mut self.over {
+            Over::Shm(_) => Some(self.by_shm()),
+            Over::Tcp(data) => match data.ready(until)? {
+                Ok(data) => Some(self.by_tcp(data)),
+                Err(e) => Some(Err(e)),
+            },
+        }
+    }
+
+    /// The error of a wait that was too long.
+    pub fn late(self) -> Error {
+        match self.over {
+            Over::Tcp(data) if self.met.is_some() => data.late(),
+            _ => self.control.late(),
+        }
+    }
+
+    fn peer(&mut self, data: Data) -> Result<Peer> {
+        let control = self.met.take().ok_or_else(|| Error::internal("a peer was met twice"))?;
+        Ok(Peer {
+            rank: self.rank,
+            stream: control_stream(control.stream)?,
+            words: Words::default(),
+            gone: None,
+            call: None,
+            data,
+            ports: [None; PORTS_MAX],
+        })
+    }
+
+    fn by_tcp(&mut self, data: PeerConn) -> Result<Peer> {
+        // SAFETY: the communicator's lock guards the connection and all its links.
+        let conn = unsafe { TcpConn::new(data.stream, TcpOptions::default()) }?;
+        self.peer(Data::Tcp(conn))
+    }
+
+    fn by_shm(&mut self) -> Result<Peer> {
         let refused = || {
             Error::remote("a peer's greeting makes no sense")
-                .who(format!("rank {rank}"))
+                .who(format!("rank {}", self.rank))
                 .hint("all ranks must run the same version of graccl")
         };
+        let Some((control, Over::Shm(block))) = self.met.as_mut().zip(Some(&self.over)) else {
+            return Err(refused());
+        };
         let [id, size, peer_page, peer_bell] = words::<4>(&control.hello).ok_or_else(refused)?;
-        let arena =
-            PeerArena::map(id, size as usize, control.fd).map_err(|e| e.who(format!("rank {rank}")))?;
+        let arena = PeerArena::map(id, size as usize, control.fd.take())
+            .map_err(|e| e.who(format!("rank {}", self.rank)))?;
         let bell = arena.at(peer_bell as usize, 64).ok_or_else(refused)?;
-        let page = if lower {
+        let page = match block {
             // SAFETY: our own block.
-            unsafe { own.base().add(page) }
-        } else {
-            arena.at(peer_page as usize, 4096).ok_or_else(refused)?
+            Some(b) => unsafe { self.own.base().add(b.offset) },
+            None => arena.at(peer_page as usize, 4096).ok_or_else(refused)?,
         };
         if !(page as usize).is_multiple_of(64) || !(bell as usize).is_multiple_of(64) {
             return Err(refused());
         }
-        let data = Data::Shm { arena, page: page.cast(), bell: bell.cast(), blocks, first: None };
-        let stream = control_stream(control.stream)?;
-        let (words, ports) = (Words::default(), [None; PORTS_MAX]);
-        Ok(Peer { rank, stream, words, gone: None, call: None, data, ports })
+        let blocks = block.iter().copied().collect();
+        self.peer(Data::Shm { arena, page: page.cast(), bell: bell.cast(), blocks, first: None })
     }
+}
 
+impl Peer {
     /// The first of the links on `port`, opened if need be: `None` while the lower rank has not
     /// told where they are (ask again).
     pub fn open(

@@ -21,7 +21,7 @@ const PARK: Duration = Duration::from_millis(5);
 /// The same when both shared memory and TCP may end it: only one of them can wake us.
 const PARK_MIXED: Duration = Duration::from_micros(100);
 /// A wait this long makes ranks compare their calls.
-const LONG: Duration = Duration::from_secs(1);
+pub const LONG: Duration = Duration::from_secs(1);
 
 /// How this rank waits, decided once per communicator.
 #[derive(Clone, Copy, Debug)]
@@ -129,9 +129,7 @@ impl<'a> Wait<'a> {
     /// Looks at everything that may end the wait with an error.
     fn check(&mut self, blocked: &[Blocked], sleep: Duration) -> Result<()> {
         if self.abort.load(Ordering::Relaxed) {
-            return Err(
-                Error::new(Code::Aborted, "the communicator was aborted here").who(self.position(blocked))
-            );
+            return Err(aborted(self.position(blocked)));
         }
         for b in blocked {
             if let Some(p) = self.peers.of_link(b.link)
@@ -142,17 +140,7 @@ impl<'a> Wait<'a> {
                 if pass == self.passes || !p.silent(seen.elapsed()) {
                     continue;
                 }
-                let (what, hint) = match gone {
-                    Gone::Left => (
-                        format!("rank {rank} has destroyed its communicator, but its part is needed"),
-                        "all ranks must make the same calls before they destroy a communicator",
-                    ),
-                    Gone::Died => (
-                        format!("rank {rank} died, or lost its connection"),
-                        "look at that rank's output for the cause; this communicator cannot be used any more",
-                    ),
-                };
-                return Err(Error::remote(what).who(self.position(blocked)).hint(hint));
+                return Err(lost(rank, gone, self.position(blocked)));
             }
         }
         self.peers.poll(sleep)?;
@@ -177,20 +165,8 @@ impl<'a> Wait<'a> {
         Ok(())
     }
 
-    /// An error if a peer's call of this number is another one than ours (`rank`: only that peer's).
     fn compare(&self, rank: Option<usize>) -> Result<()> {
-        let own = (self.call)();
-        for p in self.peers.list.iter().filter(|p| rank.is_none_or(|r| r == p.rank)) {
-            if let Some((seq, text)) = &p.call
-                && ((*seq == self.seq && *text != own) || (*seq != self.seq && rank.is_some()))
-            {
-                return Err(mismatch(format!(
-                    "this rank's call {} is {own}, rank {}'s call {seq} is {text}",
-                    self.seq, p.rank
-                )));
-            }
-        }
-        Ok(())
+        compare(self.peers, self.seq, &(self.call)(), rank)
     }
 
     /// A link is broken, or its message belongs to another call.
@@ -238,6 +214,42 @@ impl<'a> Wait<'a> {
             None => Error::internal("a link reports a fault that it does not have").who(self.position(&[*b])),
         }
     }
+}
+
+/// An error if a peer's call of this number is another one than ours (`rank`: only that peer's).
+pub fn compare(peers: &Peers, own_seq: u32, own: &str, rank: Option<usize>) -> Result<()> {
+    for p in peers.list.iter().filter(|p| rank.is_none_or(|r| r == p.rank)) {
+        if let Some((seq, text)) = &p.call
+            && ((*seq == own_seq && *text != own) || (*seq != own_seq && rank.is_some()))
+        {
+            return Err(mismatch(format!(
+                "this rank's call {own_seq} is {own}, rank {}'s call {seq} is {text}",
+                p.rank
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub fn aborted(position: String) -> Error {
+    Error::new(Code::Aborted, "the communicator was aborted here")
+        .who(position)
+        .hint("destroy it; make a new one to go on")
+}
+
+/// A rank that is waited for is gone.
+pub fn lost(rank: usize, gone: Gone, position: String) -> Error {
+    let (what, hint) = match gone {
+        Gone::Left => (
+            format!("rank {rank} has destroyed its communicator, but its part is needed"),
+            "all ranks must make the same calls before they destroy a communicator",
+        ),
+        Gone::Died => (
+            format!("rank {rank} died, or lost its connection"),
+            "look at that rank's output for the cause; this communicator cannot be used any more",
+        ),
+    };
+    Error::remote(what).who(position).hint(hint)
 }
 
 fn mismatch(what: String) -> Error {

@@ -10,7 +10,18 @@ const PAGE: usize = 4096;
 const HUGE: usize = 2 << 20;
 /// Virtual size. Sparse, so this costs address space only; halved until the machine agrees.
 const SIZE: usize = 256 << 30;
-const SIZE_MIN: usize = 1 << 30;
+const SIZE_MIN: usize = 256 << 20;
+/// Part of a limited address space (`ulimit -v`) that the arena may take: those of the other ranks of
+/// the host are mapped as well.
+const SHARE: usize = 16;
+
+/// The address space that this process may have, bytes.
+fn address_space() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: 0 };
+    // SAFETY: `limit` is writable; if the call fails it says "unlimited".
+    unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
 
 /// A piece of the arena: byte offset and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +153,9 @@ impl Arena {
         // SAFETY: just created, owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         let mut len = SIZE;
+        while len > SIZE_MIN && len > address_space() / SHARE {
+            len /= 2;
+        }
         let map = loop {
             // SAFETY: plain system call on our descriptor.
             let ok = unsafe { libc::ftruncate(raw, len as libc::off_t) } == 0;
@@ -151,7 +165,7 @@ impl Arena {
                 Err(_) if len > SIZE_MIN => len /= 2,
                 Err(e) => {
                     return Err(Error::io("cannot map shared memory", &e)
-                        .hint("raise the limit on virtual memory (`ulimit -v`), 1 GB is the least"));
+                        .hint("raise the limit on virtual memory (`ulimit -v`)"));
                 }
             }
         };

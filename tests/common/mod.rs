@@ -362,6 +362,8 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(3));
         }
+        let left = left_in_dev_shm(&self.ranks.iter().map(|r| r.child.id()).collect::<Vec<_>>());
+        assert!(left.is_empty(), "left in /dev/shm: {left:?}");
         let started = self.started;
         self.ranks
             .drain(..)
@@ -447,14 +449,25 @@ pub fn outputs(all: &[Ended]) -> String {
     all.iter().map(|e| format!("--- rank {}: {}\n{}\n", e.rank, e.status, e.text)).collect()
 }
 
-/// Fails if graccl has left something in /dev/shm, or this process has something of it mapped or open.
+/// In a rank: nothing of it is in /dev/shm.
 pub fn nothing_in_dev_shm() {
-    let names = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
-    let ours: Vec<_> =
-        names.map(|n| n.file_name()).filter(|n| n.to_string_lossy().contains("graccl")).collect();
-    assert!(ours.is_empty(), "left in /dev/shm: {ours:?}");
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     assert!(!maps.contains("/dev/shm/"), "{maps}");
+    for fd in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let file = std::fs::read_link(fd.path()).unwrap_or_default();
+        assert!(!file.starts_with("/dev/shm"), "{file:?} is open");
+    }
+}
+
+/// Names in /dev/shm that contain the id of one of these processes.
+fn left_in_dev_shm(pids: &[u32]) -> Vec<String> {
+    let names = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    let names = names.map(|n| n.file_name().to_string_lossy().into_owned());
+    let numbers = |n: &String| {
+        let all: Vec<u32> = n.split(|c: char| !c.is_ascii_digit()).filter_map(|d| d.parse().ok()).collect();
+        all
+    };
+    names.filter(|n| numbers(n).iter().any(|d| pids.contains(d))).collect()
 }
 
 /// Open descriptors of this process.
