@@ -278,10 +278,10 @@ impl Idle for Wait<'_> {
         }
         self.passes = self.passes.saturating_add(1);
         if self.manner.tcp {
-            for p in &self.peers.list {
-                if let Some(c) = p.tcp() {
-                    c.pump();
-                }
+            let pumped = self.peers.list.iter().filter_map(|p| p.tcp()).fold(false, |any, c| c.pump() || any);
+            if pumped {
+                // What came may be what is waited for: never sleep on it.
+                return Ok(());
             }
         }
         if self.passes <= self.manner.spin {
