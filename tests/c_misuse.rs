@@ -119,7 +119,7 @@ fn counts_beyond_memory_are_refused() {
     let data: *mut c_void = data.as_mut_ptr().cast();
     // SAFETY: the call has to be refused before it touches the data.
     let code = unsafe { graccl_all_reduce(data, data, usize::MAX / 4, F64, SUM, comm) };
-    refused(code, INVALID_ARGUMENT, "graccl_all_reduce");
+    refused(code, INVALID_ARGUMENT, "all_reduce of");
     destroy(comm);
 }
 
