@@ -278,7 +278,10 @@ impl Idle for Wait<'_> {
         }
         self.passes = self.passes.saturating_add(1);
         if self.manner.tcp {
-            let pumped = self.peers.list.iter().filter_map(|p| p.tcp()).fold(false, |any, c| c.pump() || any);
+            let mut pumped = false;
+            for c in self.peers.list.iter().filter_map(|p| p.tcp()) {
+                pumped |= c.pump();
+            }
             if pumped {
                 // What came may be what is waited for: never sleep on it.
                 return Ok(());
