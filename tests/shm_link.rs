@@ -14,7 +14,8 @@ fn pair() -> (ShmLink, ShmLink, Block) {
     let block = a.alloc(LINK_BYTES).unwrap();
     let peer = PeerArena::map(a.id(), a.size(), None).unwrap();
     // SAFETY: a zeroed block of its own; the arena lives as long as the process.
-    let end = |lower| unsafe { ShmLink::new(a.base().add(block.offset), lower, a, peer.clone(), &AWAKE) };
+    let end =
+        |lower| unsafe { ShmLink::new(a.base().add(block.offset), lower, a, peer.clone(), &AWAKE, false) };
     (end(true), end(false), block)
 }
 

@@ -31,6 +31,14 @@ def known(peer):
     return name in VARIANTS and (not variant or variant in VARIANTS[name])
 
 
+# Ranks without an MPI launcher: N COMMAND. The first that fails ends the others.
+SPAWN = """n=$1; shift
+for ((r = 0; r < n; r++)); do RANK=$r LOCAL_RANK=$r "$@" & done
+for ((r = 0; r < n; r++)); do
+  wait -n || { rc=$?; sleep 1; kill $(jobs -p) 2>/dev/null; exit $rc; }
+done"""
+
+
 class Launcher:
     def __init__(self, build, graccl_bench, log):
         self.build, self.graccl_bench, self.log = build, graccl_bench, log
@@ -89,26 +97,18 @@ class Launcher:
         return got, trouble
 
     def _start(self, argv, env, n, spawn, log):
-        """Own sessions, so that a late launch can be ended with all that it started, and because a
-        task's nice value counts only inside its session's group."""
-        jobs = []
+        """One session for all ranks, as a launcher has: a late launch can be ended with all that it started,
+        and where the kernel groups tasks by session, a rank that yields gives way to the others."""
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        for rank in range(n):
-            own = dict(os.environ, **env)
-            if spawn:
-                own.update(
-                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
-                    MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-                )
-            else:
-                for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-                    own.pop(k, None)
-            jobs.append(
-                subprocess.Popen(argv, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-            )
-        return jobs
+        own = dict(os.environ, **env)
+        for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            own.pop(k, None)
+        if spawn:
+            own.update(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            argv = ["bash", "-c", SPAWN, "spawn", str(n)] + argv
+        return [subprocess.Popen(argv, env=own, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)]
 
     def _wait(self, jobs):
         end = time.monotonic() + LIMIT_S

@@ -369,12 +369,13 @@ impl Inner {
         let coming = coming.collect::<Result<Vec<_>>>()?;
         meeting.await_all(coming)?;
         let (links, own, me) = (&mut self.links, self.own, self.boot.rank);
+        let crowded = self.manner.crowded();
         let bound = Bound::new(program, ways, &mut |peer, port| {
             loop {
                 let p = meeting.peers.get(peer as usize).expect("connected above");
                 // Before it is asked: what it did before it left counts.
                 let gone = p.gone;
-                if let Some(first) = p.open(port, me < peer as usize, own, links)? {
+                if let Some(first) = p.open(port, me < peer as usize, crowded, own, links)? {
                     return Ok(first);
                 }
                 if let Some(gone) = gone {

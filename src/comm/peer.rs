@@ -266,6 +266,7 @@ impl Peer {
         &mut self,
         port: u8,
         lower: bool,
+        crowded: bool,
         own: &'static Arena,
         links: &mut Vec<AnyLink>,
     ) -> Result<Option<u32>> {
@@ -308,8 +309,10 @@ impl Peer {
                 for way in 0..WAYS_MAX as usize {
                     // SAFETY: a zeroed stretch of LINK_BYTES in the lower rank's arena; arena and bell
                     // stay mapped through the Arc that the link keeps.
-                    let link =
-                        unsafe { ShmLink::new(base.add(way * LINK_BYTES), lower, own, arena.clone(), *bell) };
+                    let link = unsafe {
+                        let base = base.add(way * LINK_BYTES);
+                        ShmLink::new(base, lower, own, arena.clone(), *bell, crowded)
+                    };
                     links.push(AnyLink::Shm(link));
                 }
             }

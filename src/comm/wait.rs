@@ -1,6 +1,6 @@
 //! What a rank does while nothing moves: spin, yield, park; and watch for faults and deadlines.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::peer::{Gone, Peers, Word};
@@ -12,8 +12,13 @@ use crate::{Code, Error, Result};
 /// Passes with a pause (25 ns each) before the first yield, when there is a core for every rank. Few: the
 /// system may have put two ranks on one core, or another program may want it.
 const SPIN: u32 = 400;
-/// Yields before a rank parks.
-const YIELD: u32 = 200;
+/// Yields before a rank parks: so many where they let others run, so many where they return at once. The
+/// system may not let a rank of another session or container run (it yields within its group only),
+/// and then only sleeping does.
+const YIELD: u32 = 64;
+const YIELD_IDLE: u32 = 16;
+/// A yield that returns sooner let nobody run.
+const YIELD_TIME: Duration = Duration::from_nanos(800);
 /// Between looks at the clock, the control connections and the abort flag.
 const CHECK: Duration = Duration::from_millis(1);
 /// Longest sleep of a parked rank: how late it may notice an abort.
@@ -44,6 +49,12 @@ impl Manner {
 }
 
 impl Manner {
+    /// Ranks outnumber cores: they sleep often, so who posts pays for a fence (17 ns) and who sleeps for
+    /// no barrier (10 us while the others run).
+    pub fn crowded(&self) -> bool {
+        self.spin == 0
+    }
+
     /// Passes that the engine may make before it asks: none where they could be somebody else's time, or
     /// where only a system call brings news.
     #[inline]
@@ -299,12 +310,13 @@ impl Wait<'_> {
     #[cold]
     fn slow(&mut self, blocked: &[Blocked]) -> Result<()> {
         let now = Instant::now();
-        self.since.get_or_insert(now);
+        let since = *self.since.get_or_insert(now);
         // Not at once: most waits are shorter than a look at all peers.
         if now - *self.checked.get_or_insert(now) > CHECK {
             self.check(blocked, Duration::ZERO)?;
         }
-        if self.passes - self.manner.spin <= YIELD {
+        let yields = self.passes - self.manner.spin;
+        if yields <= YIELD_IDLE || (yields <= YIELD && now - since > YIELD_TIME * yields) {
             std::thread::yield_now();
             return Ok(());
         }
@@ -312,11 +324,15 @@ impl Wait<'_> {
             return self.check(blocked, if self.manner.shm { PARK_MIXED } else { PARK });
         }
         if !self.armed {
-            // Say that we sleep, then look once more: whoever posts after that look sees the flag. The
-            // barrier makes it so on their cores, so that posting needs none.
+            // Say that we sleep, then look once more: whoever posts after that look sees the flag. Where
+            // posting has no fence, the barrier makes it so on the others' cores.
             self.armed = true;
             self.bell.word.store(1, Ordering::SeqCst);
-            membarrier(MEMBARRIER_GLOBAL_EXPEDITED);
+            if self.manner.crowded() {
+                fence(Ordering::SeqCst);
+            } else {
+                membarrier(MEMBARRIER_GLOBAL_EXPEDITED);
+            }
             return Ok(());
         }
         let t = libc::timespec { tv_sec: 0, tv_nsec: PARK.as_nanos() as libc::c_long };

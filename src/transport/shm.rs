@@ -34,7 +34,7 @@
 //! one, and flow control by slots is never tighter than by messages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use super::{Fault, Link, REF_MIN, Recv};
 use crate::memory::{Arena, PeerArena};
@@ -78,9 +78,13 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    /// Wakes the owner if it sleeps. Cheap when it does not.
+    /// Wakes the owner if it sleeps. Cheap when it does not. `fenced`: orders it after the store that the
+    /// owner waits for; without, the sleeper sees to that (`membarrier`).
     #[inline]
-    pub fn ring(&self) {
+    pub fn ring(&self, fenced: bool) {
+        if fenced {
+            fence(Ordering::SeqCst);
+        }
         if self.word.load(Ordering::Relaxed) != 0 {
             self.wake();
         }
@@ -137,6 +141,7 @@ pub struct ShmLink {
     own: &'static Arena,
     peer: Arc<PeerArena>,
     bell: *const Doorbell,
+    fenced: bool,
     fault: Option<Fault>,
 }
 
@@ -147,7 +152,8 @@ unsafe impl Send for ShmLink {}
 
 impl ShmLink {
     /// This rank's end of the link at `base` (zeroed, `LINK_BYTES` long, in the arena of the lower
-    /// rank, `lower` says whether that is us). `bell` is the peer's doorbell.
+    /// rank, `lower` says whether that is us). `bell` is the peer's doorbell, `fenced` how it
+    /// is rung.
     ///
     /// # Safety
     /// `base` and `bell` stay mapped as long as the link lives: they lie in `own` or in `peer`.
@@ -157,6 +163,7 @@ impl ShmLink {
         own: &'static Arena,
         peer: Arc<PeerArena>,
         bell: *const Doorbell,
+        fenced: bool,
     ) -> ShmLink {
         let mut free = [0; SLOTS];
         // Even slots start with the lower rank, odd ones with the upper, the first ones on top.
@@ -191,6 +198,7 @@ impl ShmLink {
             own,
             peer,
             bell,
+            fenced,
             fault: None,
         }
     }
@@ -273,7 +281,7 @@ impl ShmLink {
     #[inline]
     fn ring(&self) {
         // SAFETY: the doorbell outlives the link (see `new`).
-        unsafe { &*self.bell }.ring();
+        unsafe { &*self.bell }.ring(self.fenced);
     }
 
     /// Gives slot `s` back to the peer, after a store to each line of the `len` bytes it was used for.

@@ -134,7 +134,7 @@ impl Shm {
         let block = self.0.entry(name).or_insert_with(|| a.alloc(LINK_BYTES).expect("memory"));
         let mapped = PeerArena::map(a.id(), a.size(), None).expect("our own");
         // SAFETY: a zeroed block, which is freed after the links.
-        AnyLink::Shm(unsafe { ShmLink::new(a.base().add(block.offset), me < peer, a, mapped, &AWAKE) })
+        AnyLink::Shm(unsafe { ShmLink::new(a.base().add(block.offset), me < peer, a, mapped, &AWAKE, false) })
     }
 }
 
