@@ -463,7 +463,7 @@ fn element(c: &Call, seed: u64, n: usize, rank: usize, e: usize) -> i128 {
             if rank + 1 == n && n % 2 == 1 {
                 common
             } else {
-                common + if rank % 2 == 0 { other } else { -other }
+                common + if rank.is_multiple_of(2) { other } else { -other }
             }
         }
         _ => i128::from(x % 511) - 255,

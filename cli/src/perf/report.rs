@@ -99,7 +99,13 @@ impl Report {
             a.iters,
             a.agg_iters,
             a.check,
-            ["rank 0", "average rank", "fastest rank", "slowest rank"][a.average as usize]
+            match a.average {
+                _ if a.tensors.is_some() => "slowest rank",
+                0 => "rank 0",
+                1 => "average rank",
+                2 => "fastest rank",
+                _ => "slowest rank",
+            }
         );
         let ignored = a.ignored.given();
         if !ignored.is_empty() {
