@@ -118,7 +118,8 @@ pub struct PerfArgs {
     #[arg(long)]
     pub pin: bool,
     /// Reduce a model's list of gradients instead: resnet50, alexnet, or a FILE of lines
-    /// name,elements[,type] in the order of reduction; -b, -e and -o all do not apply
+    /// name,elements[,type] in the order of reduction. Its times are medians of the slowest rank's;
+    /// -a, -b, -C, -e and -o all do not apply
     #[arg(long, value_name = "MODEL|FILE")]
     pub tensors: Option<String>,
 

@@ -1,6 +1,7 @@
 //! What rank 0 shows: text on stdout, a progress bar on stderr when a person watches, and JSON.
 
-use std::io::{IsTerminal, Write};
+use std::cell::Cell;
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use graccl::{Communicator, Config, Error, Result, TransportChoice};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,6 +17,8 @@ const JSON_VERSION: u32 = 2;
 pub struct Report {
     /// Only rank 0 shows anything.
     speaks: bool,
+    /// Whoever read our output has seen enough, as `head` does.
+    closed: Cell<bool>,
     bar: ProgressBar,
     json: Map<String, Value>,
     results: Vec<Value>,
@@ -34,19 +37,28 @@ impl Report {
         json.insert("start_time".into(), table::now().into());
         json.insert("args".into(), std::env::args().collect::<Vec<_>>().into());
         json.insert("graccl_version".into(), env!("CARGO_PKG_VERSION").into());
-        Report { speaks, bar, json, results: Vec::new(), busbw: (0.0, 0), wrong: 0 }
+        Report { speaks, closed: Cell::new(false), bar, json, results: Vec::new(), busbw: (0.0, 0), wrong: 0 }
     }
 
-    /// Prints lines.
+    /// Prints lines. A closed output is no error: see [`Report::unread`].
     pub fn say(&self, text: &str) -> Result<()> {
-        if !self.speaks {
+        if !self.speaks || self.closed.get() {
             return Ok(());
         }
         let print = || {
             let mut out = std::io::stdout().lock();
             out.write_all(text.as_bytes()).and_then(|()| out.flush())
         };
-        self.bar.suspend(print).map_err(|e| Error::io("cannot write to standard output", &e))
+        match self.bar.suspend(print) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => self.closed.set(true),
+            other => return other.map_err(|e| Error::io("cannot write to standard output", &e)),
+        }
+        Ok(())
+    }
+
+    /// Whether nobody will see further results, so that all ranks end here. Collective.
+    pub fn unread(&self, a: &PerfArgs, job: &Job) -> Result<bool> {
+        Ok(job.total(usize::from(self.closed.get() && a.output_file.is_none()))? > 0)
     }
 
     /// Says what comes next, in the progress bar.
@@ -87,7 +99,13 @@ impl Report {
             a.iters,
             a.agg_iters,
             a.check,
-            ["rank 0", "average rank", "fastest rank", "slowest rank"][a.average as usize]
+            match a.average {
+                _ if a.tensors.is_some() => "slowest rank",
+                0 => "rank 0",
+                1 => "average rank",
+                2 => "fastest rank",
+                _ => "slowest rank",
+            }
         );
         let ignored = a.ignored.given();
         if !ignored.is_empty() {
@@ -155,8 +173,8 @@ impl Report {
     pub fn finish(mut self, a: &PerfArgs) -> Result<usize> {
         self.bar.finish_and_clear();
         let busbw = if self.busbw.1 > 0 { self.busbw.0 / self.busbw.1 as f64 } else { 0.0 };
+        self.say(&table::foot(self.wrong, a.tensors.is_none().then_some(busbw)))?;
         if a.tensors.is_none() {
-            self.say(&table::foot(self.wrong, busbw))?;
             let mean = json!({ "bandwidth": busbw, "okay": "unchecked" });
             self.json.insert("average_bus_bandwidth".into(), mean);
         }

@@ -57,7 +57,11 @@ pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
             Some(list) => tensors::run(a, &mut new, &mut report, list)?,
             None => tables_of(a, &mut new, &mut report, algorithms.len() > 1)?,
         }
+        let unread = report.unread(a, &new)?;
         job = Some(new);
+        if unread {
+            break;
+        }
     }
     let wrong = report.finish(a)?;
     // Nobody leaves before rank 0 has written everything: a launcher ends the others of a failed job.
@@ -128,6 +132,9 @@ fn tables_of(a: &PerfArgs, job: &mut Job, report: &mut Report, skip: bool) -> Re
                             ))?;
                         }
                         Err(e) => return Err(e),
+                    }
+                    if report.unread(a, job)? {
+                        return Ok(());
                     }
                 }
             }

@@ -102,13 +102,11 @@ impl Row {
     }
 }
 
-/// The lines below the rows. `busbw` is the mean over rows and placements.
-pub fn foot(wrong: usize, busbw: f64) -> String {
+/// The lines below the rows. `busbw` is the mean over rows and placements, where that means something.
+pub fn foot(wrong: usize, busbw: Option<f64>) -> String {
     let verdict = if wrong == 0 { "OK" } else { "FAILED" };
-    format!(
-        "# {:<20} : {wrong} {verdict}\n# {:<20} : {busbw:.6}\n#\n",
-        "Out of bounds values", "Avg bus bandwidth"
-    )
+    let mean = busbw.map_or(String::new(), |b| format!("# {:<20} : {b:.6}\n", "Avg bus bandwidth"));
+    format!("# {:<20} : {wrong} {verdict}\n{mean}#\n", "Out of bounds values")
 }
 
 /// Local time as "2024-05-31 13:45:00".

@@ -189,7 +189,8 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
     let bytes = total_bytes(list);
     let elements: usize = list.iter().map(|t| t.count).sum();
     report.say(&format!(
-        "#\n# {what}: {} tensors, {elements} elements, {:.1} MB, in the order of backward, in place\n#\n# {:<24} {:>6} \
+        "#\n# {what}: {} tensors, {elements} elements, {:.1} MB, in the order of backward, in place\n\
+         # time: median of the iterations, each as long as the slowest rank's\n#\n# {:<24} {:>6} \
          {:>10} {:>8} {:>8} {:>7} {:>7}\n# {:<24} {:>6} {:>10} {:>8} {:>8} {:>7} {:>7}\n",
         list.len(),
         bytes as f64 / 1e6,
@@ -230,20 +231,19 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
                 number(ratio, 6),
             ))
         };
-    let loops = f64::from(a.agg_iters);
-    let again = |f: &mut dyn FnMut() -> Result<()>| (0..a.agg_iters).try_for_each(|_| f());
 
     let wrong = check(a, job, &mut apart, &l.apart)?;
     quiet(a, job, &mut apart, &l.apart);
-    let time = job.time(a, || again(&mut || reduce(a, job, &mut apart, &l.apart)))? / loops;
+    let time = median(a, job, || reduce(a, job, &mut apart, &l.apart))?;
     line(report, job, "one call per tensor", list.len(), time, wrong)?;
 
     let wrong = check(a, job, &mut packed, &l.fused)?;
     quiet(a, job, &mut packed, &l.fused);
-    let time = job.time(a, || again(&mut || reduce(a, job, &mut packed, &l.fused)))? / loops;
+    let time = median(a, job, || reduce(a, job, &mut packed, &l.fused))?;
     line(report, job, "fused", l.fused.len(), time, wrong)?;
 
-    let mut with_copies = || {
+    // Both buffers have been written to, here or above: no page is touched for the first time below.
+    let with_copies = || {
         for (from, to) in l.apart.iter().zip(&l.packed) {
             packed.slice_mut(to.range()).copy_from_slice(apart.slice(from.range()));
         }
@@ -253,8 +253,16 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
         }
         Ok(())
     };
-    let time = job.time(a, || again(&mut with_copies))? / loops;
+    let time = median(a, job, with_copies)?;
     line(report, job, "fused, with both copies", l.fused.len(), time, None)
+}
+
+/// Time of one step, microseconds: the median of -n iterations, each as long as the slowest rank's.
+/// One that the machine disturbs does not count, as it would in a mean of so few.
+fn median(a: &PerfArgs, job: &Job, mut step: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut iteration = || (0..a.agg_iters).try_for_each(|_| step());
+    (0..a.warmup_iters.max(1)).try_for_each(|_| iteration())?;
+    Ok(job.spread(a, iteration)?.per_call(a.agg_iters).median)
 }
 
 /// One call per span.
