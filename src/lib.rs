@@ -25,7 +25,7 @@ pub mod tune;
 pub mod types;
 
 pub use error::{Code, Error, Result};
-pub use types::{DataType, RedOp};
+pub use types::{DataType, Element, RedOp};
 
 pub use bootstrap::UniqueId;
 pub use comm::{Communicator, Config, TransportChoice};

@@ -91,3 +91,20 @@ impl RedOp {
         RedOp::ALL.get(usize::try_from(v).ok()?).copied()
     }
 }
+
+/// Element types that Rust has.
+///
+/// # Safety
+/// `DTYPE` describes the type's memory exactly.
+pub unsafe trait Element: Copy {
+    const DTYPE: DataType;
+}
+
+macro_rules! elements {
+    ($($t:ty => $d:ident),*) => {
+        // SAFETY: same size, same representation.
+        $(unsafe impl Element for $t { const DTYPE: DataType = DataType::$d; })*
+    };
+}
+
+elements!(i8 => I8, u8 => U8, i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);

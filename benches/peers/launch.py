@@ -31,11 +31,12 @@ def known(peer):
     return name in VARIANTS and (not variant or variant in VARIANTS[name])
 
 
-# Ranks without an MPI launcher: N COMMAND. The first that fails ends the others.
-SPAWN = """n=$1; shift
-for ((r = 0; r < n; r++)); do RANK=$r LOCAL_RANK=$r "$@" & done
-for ((r = 0; r < n; r++)); do
-  wait -n || { rc=$?; sleep 1; kill $(jobs -p) 2>/dev/null; exit $rc; }
+# Ranks without an MPI launcher: N COMMAND. One that fails is noticed when those before it have ended, at the latest
+# at their own deadline.
+SPAWN = """n=$1; shift; ranks=()
+for ((r = 0; r < n; r++)); do RANK=$r LOCAL_RANK=$r "$@" & ranks+=($!); done
+for p in "${ranks[@]}"; do
+  wait "$p" || { rc=$?; sleep 1; kill $(jobs -p) 2>/dev/null; exit $rc; }
 done"""
 
 

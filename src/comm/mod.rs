@@ -200,6 +200,38 @@ impl Communicator {
         &self.hosts
     }
 
+    /// Reduces every rank's `data` in place: see [`Communicator::all_reduce_raw`] for the errors.
+    ///
+    /// ```
+    /// use graccl::{Communicator, Config, RedOp};
+    /// let comm = Communicator::init_env(&Config::from_env()?)?; // a job of one rank, without a launcher
+    /// let mut gradient = [1.0f32, 2.0];
+    /// comm.all_reduce(&mut gradient, RedOp::Sum)?;
+    /// assert_eq!(gradient, [1.0 * comm.size() as f32, 2.0 * comm.size() as f32]);
+    /// # Ok::<(), graccl::Error>(())
+    /// ```
+    pub fn all_reduce<T: Element>(&self, data: &mut [T], op: RedOp) -> Result<()> {
+        let p = data.as_mut_ptr().cast::<u8>();
+        // SAFETY: the slice is ours for the call, and every bit pattern is a value of an element type.
+        unsafe { self.all_reduce_raw(p, p, data.len(), T::DTYPE, op) }
+    }
+
+    /// Reduces every rank's `send` into `recv`, of the same length: see
+    /// [`Communicator::all_reduce_raw`] for the errors.
+    pub fn all_reduce_into<T: Element>(&self, send: &[T], recv: &mut [T], op: RedOp) -> Result<()> {
+        if send.len() != recv.len() {
+            return Err(Error::argument(format!(
+                "the send buffer has {} elements, the receive buffer {}",
+                send.len(),
+                recv.len()
+            ))
+            .hint("both have the length of the vector that is reduced"));
+        }
+        let (from, to) = (send.as_ptr().cast(), recv.as_mut_ptr().cast());
+        // SAFETY: as above; the borrow checker keeps the two apart.
+        unsafe { self.all_reduce_raw(from, to, send.len(), T::DTYPE, op) }
+    }
+
     /// Reduces `count` elements of every rank's `send` into every rank's `recv`. In place when both
     /// are equal; other overlaps are refused. Blocks until this rank's result is complete.
     ///
