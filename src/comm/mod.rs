@@ -21,7 +21,7 @@ use crate::schedule::{self, Algorithm, Groups, Program};
 use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
-use crate::{DataType, Error, RedOp, Result};
+use crate::{DataType, Element, Error, RedOp, Result};
 use lock::Lock;
 use meet::Meeting;
 use peer::{Coming, Peers, WAYS_MAX, Word};
