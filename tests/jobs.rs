@@ -86,14 +86,14 @@ fn check(bytes: &[u8], t: DataType, op: RedOp, n: usize, what: &dyn Fn() -> Stri
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Buffers {
     InPlace,
     Apart,
     Registered,
 }
 
 /// One all_reduce, checked bit by bit; what lies around the output is untouched.
-fn reduce(c: &Communicator, count: usize, t: DataType, op: RedOp, place: Place) {
+fn reduce(c: &Communicator, count: usize, t: DataType, op: RedOp, place: Buffers) {
     let (n, bytes) = (c.size(), count * t.size());
     let what = || {
         let plan = c.plan_all_reduce(count, t);
@@ -102,7 +102,7 @@ fn reduce(c: &Communicator, count: usize, t: DataType, op: RedOp, place: Place) 
     let value = |i| input(op, n, c.rank(), i);
     const MARGIN: usize = 64;
     let room = bytes + 2 * MARGIN;
-    if place == Place::Registered {
+    if place == Buffers::Registered {
         let p = memory::alloc(room).unwrap();
         // SAFETY: just allocated; freed after the last use.
         unsafe {
@@ -119,12 +119,12 @@ fn reduce(c: &Communicator, count: usize, t: DataType, op: RedOp, place: Place) 
     }
     let mut send = vec![0xa5; room];
     fill(&mut send[MARGIN..MARGIN + bytes], t, value);
-    let mut apart = if place == Place::Apart { vec![0xa5; room] } else { Vec::new() };
+    let mut apart = if place == Buffers::Apart { vec![0xa5; room] } else { Vec::new() };
     let s = send[MARGIN..].as_mut_ptr();
-    let r = if place == Place::Apart { apart[MARGIN..].as_mut_ptr() } else { s };
+    let r = if place == Buffers::Apart { apart[MARGIN..].as_mut_ptr() } else { s };
     // SAFETY: both are ours and long enough.
     unsafe { c.all_reduce_raw(s, r, count, t, op) }.unwrap_or_else(|e| panic!("{}: {e}", what()));
-    let out = if place == Place::Apart {
+    let out = if place == Buffers::Apart {
         let unchanged = (0..count).all(|i| {
             let at = MARGIN + i * t.size();
             send[at..at + t.size()] == bits(value(i), t)[..t.size()]
@@ -181,7 +181,7 @@ fn every_algorithm() {
             if let Some(name) = algorithm {
                 assert_eq!(c.plan_all_reduce(1000, DataType::F32).unwrap().algorithm, name);
             }
-            let places = [Place::InPlace, Place::Apart, Place::Registered];
+            let places = [Buffers::InPlace, Buffers::Apart, Buffers::Registered];
             for (i, (t, op)) in KINDS.into_iter().enumerate() {
                 reduce(&c, 1003, t, op, places[i % 3]);
                 reduce(&c, i % 4, t, op, places[(i + 1) % 3]);
@@ -229,7 +229,7 @@ fn environment_chooses_algorithm_and_transport() {
         let c = join();
         let plan = c.plan_all_reduce(10, DataType::F32).unwrap();
         assert_eq!((plan.algorithm, plan.transport), ("ring", "tcp"));
-        return reduce(&c, 5000, DataType::F32, RedOp::Sum, Place::InPlace);
+        return reduce(&c, 5000, DataType::F32, RedOp::Sum, Buffers::InPlace);
     }
     let job = Job::new("environment_chooses_algorithm_and_transport", 3);
     job.env("GRACCL_ALGO", "ring").env("GRACCL_TRANSPORT", "tcp").succeed();
@@ -240,7 +240,7 @@ fn schedules_are_proved_when_asked_for() {
     if case().is_some() {
         let c = join();
         for count in [1, 10_000, COUNT_MAX] {
-            reduce(&c, count, DataType::F32, RedOp::Sum, Place::InPlace);
+            reduce(&c, count, DataType::F32, RedOp::Sum, Buffers::InPlace);
         }
         return;
     }
@@ -256,7 +256,7 @@ fn communicators_come_and_go_without_a_trace() {
         let use_one = |tcp: bool| {
             let transport = if tcp { TransportChoice::Tcp } else { TransportChoice::Auto };
             let c = Communicator::init_env(&Config { transport, ..Config::default() }).unwrap();
-            reduce(&c, 1000, DataType::F32, RedOp::Sum, Place::InPlace);
+            reduce(&c, 1000, DataType::F32, RedOp::Sum, Buffers::InPlace);
         };
         // The first ones open what stays open: the listeners, the service's thread, the arena.
         use_one(false);
@@ -286,7 +286,7 @@ fn several_communicators_at_once() {
         for round in 0..50 {
             let order: Vec<usize> = if round % 2 == 0 { (0..4).collect() } else { (0..4).rev().collect() };
             for i in order {
-                reduce(&all[i], 100 * (i + 1), DataType::F32, RedOp::Sum, Place::InPlace);
+                reduce(&all[i], 100 * (i + 1), DataType::F32, RedOp::Sum, Buffers::InPlace);
             }
         }
         // Each in a thread of its own.
@@ -294,7 +294,7 @@ fn several_communicators_at_once() {
             for c in &all {
                 s.spawn(|| {
                     for i in 0..50 {
-                        reduce(c, 1 + 997 * i, DataType::I32, RedOp::Sum, Place::Apart);
+                        reduce(c, 1 + 997 * i, DataType::I32, RedOp::Sum, Buffers::Apart);
                     }
                 });
             }
@@ -382,7 +382,7 @@ fn ranks_as_threads() {
                 s.spawn(move || {
                     let c = Communicator::init_rank(id, r, n, config).unwrap();
                     assert_eq!((c.rank(), c.size(), c.hosts()), (r, n, &vec![0; n][..]));
-                    for place in [Place::InPlace, Place::Apart, Place::Registered] {
+                    for place in [Buffers::InPlace, Buffers::Apart, Buffers::Registered] {
                         for count in [0, 1, 1003, COUNT_MAX] {
                             reduce(&c, count, DataType::F32, RedOp::Sum, place);
                         }
