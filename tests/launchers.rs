@@ -6,6 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Job, case, join, secret_and_port, skip, sum_f32};
@@ -96,6 +97,12 @@ fn mpirun(program: &str, make: &str) -> Option<Command> {
         c.env("OMPI_ALLOW_RUN_AS_ROOT", "1")
             .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
             .arg("--oversubscribe");
+        // Two mpiruns that start at once trip over each other's folder in /tmp.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let own = format!("mpi{}", STARTED.fetch_add(1, Ordering::Relaxed));
+        let own = Path::new(env!("CARGO_TARGET_TMPDIR")).join(own);
+        std::fs::create_dir_all(&own).unwrap();
+        c.env("TMPDIR", own);
     }
     Some(c)
 }
