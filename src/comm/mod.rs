@@ -151,14 +151,16 @@ impl Communicator {
             ))
             .hint("use GRACCL_TRANSPORT=auto"));
         }
-        let local = hosts.iter().filter(|&&h| h == hosts[rank]).count();
+        // Emulated hosts share the machine's cores: their names differ only after the slash.
+        let machine = |r: usize| boot.members[r].hostname.split('/').next();
+        let local = (0..size).filter(|&r| machine(r) == machine(rank)).count();
         let all_tcp = config.transport == TransportChoice::Tcp;
         let any_tcp = size > 1 && (all_tcp || groups.len() > 1);
         let all_tcp = any_tcp && (all_tcp || hosts.len() == groups.len());
         let layout = Layout { groups, any_tcp, all_tcp };
         let own = arena()?;
         let bell = own.alloc(4096)?;
-        let manner = Manner::new(local, !layout.all_tcp && local > 1, any_tcp);
+        let manner = Manner::new(local, any_tcp);
         let inner = Inner {
             boot,
             config: config.clone(),

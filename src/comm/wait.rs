@@ -33,22 +33,19 @@ pub const LONG: Duration = Duration::from_secs(1);
 pub struct Manner {
     /// Passes before the first yield: 0 when ranks outnumber cores.
     pub spin: u32,
-    pub shm: bool,
     pub tcp: bool,
 }
 
 impl Manner {
-    /// For a rank with `local` ranks (itself included) on its host.
-    pub fn new(local: usize, shm: bool, tcp: bool) -> Manner {
+    /// For a rank with `local` ranks (itself included) on its machine.
+    pub fn new(local: usize, tcp: bool) -> Manner {
         // SAFETY: plain library call.
         let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
         let spin = if cores < 1 || local <= cores as usize { SPIN } else { 0 };
         register_membarrier();
-        Manner { spin, shm, tcp }
+        Manner { spin, tcp }
     }
-}
 
-impl Manner {
     /// Ranks outnumber cores: they sleep often, so who posts pays for a fence (17 ns) and who sleeps for
     /// no barrier (10 us while the others run).
     pub fn crowded(&self) -> bool {
@@ -302,13 +299,13 @@ impl Idle for Wait<'_> {
             std::hint::spin_loop();
             return Ok(());
         }
-        self.slow(blocked)
+        self.slow(links, blocked)
     }
 }
 
 impl Wait<'_> {
     #[cold]
-    fn slow(&mut self, blocked: &[Blocked]) -> Result<()> {
+    fn slow(&mut self, links: &[AnyLink], blocked: &[Blocked]) -> Result<()> {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         // Not at once: most waits are shorter than a look at all peers.
@@ -320,8 +317,11 @@ impl Wait<'_> {
             std::thread::yield_now();
             return Ok(());
         }
-        if self.manner.tcp {
-            return self.check(blocked, if self.manner.shm { PARK_MIXED } else { PARK });
+        let shm = blocked.iter().any(|b| matches!(links[b.link as usize], AnyLink::Shm(_)));
+        let tcp = blocked.iter().any(|b| !matches!(links[b.link as usize], AnyLink::Shm(_)))
+            || self.peers.list.iter().filter_map(|p| p.tcp()).any(|c| c.wants_write());
+        if tcp {
+            return self.check(blocked, if shm { PARK_MIXED } else { PARK });
         }
         if !self.armed {
             // Say that we sleep, then look once more: whoever posts after that look sees the flag. Where
