@@ -6,7 +6,7 @@
 //! is the same for C. Imports point downwards only, in this order:
 //!
 //! ```text
-//! capi -> comm -> exec -> schedule, transport, reduce, memory, bootstrap -> types, error
+//! capi -> comm -> tune, exec -> schedule, transport, reduce, memory, bootstrap -> types, error, log
 //! ```
 //!
 //! `docs/design.md` explains why.

@@ -91,7 +91,6 @@ struct Prepared {
     bound: Arc<Bound>,
     tiling: Tiling,
     kernel: Kernel,
-    bytes: usize,
     /// Bytes of one scratch image, and of all of them.
     image: usize,
     scratch: usize,
@@ -268,9 +267,10 @@ impl Communicator {
     /// How an all_reduce of this shape will be carried out. Not collective: all ranks answer the
     /// same.
     pub fn plan_all_reduce(&self, count: usize, dtype: DataType) -> Result<PlanInfo> {
+        let bytes = check_buffers(std::ptr::dangling(), std::ptr::dangling_mut(), count, dtype)?;
         let mut inner = self.inner.lock();
-        let choice = inner.choose(count * dtype.size());
-        let (tiles, _) = inner.shape(&choice, count * dtype.size())?;
+        let choice = inner.choose(bytes);
+        let (tiles, ..) = inner.shape(&choice, bytes)?;
         let transport = match (self.size, inner.layout.any_tcp, inner.layout.all_tcp) {
             (1, ..) => "self",
             (_, false, _) => "shm",
@@ -368,11 +368,11 @@ impl Inner {
         Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups)), longest))
     }
 
-    /// Tiles of a call, and the program.
-    fn shape(&mut self, c: &Choice, bytes: usize) -> Result<(u32, Arc<Program>)> {
+    /// Tiles of a call, and what `program` says.
+    fn shape(&mut self, c: &Choice, bytes: usize) -> Result<(u32, Arc<Program>, u32)> {
         let (program, longest) = self.program(c.algorithm)?;
         let room = if self.layout.all_tcp { c.message } else { c.message.min(shm::MESSAGE) };
-        Ok((tune::tiles(bytes, program.chunks, longest, room), program))
+        Ok((tune::tiles(bytes, program.chunks, longest, room), program, longest))
     }
 
     /// Binds a program to links; connects to its peers first.
@@ -443,9 +443,8 @@ impl Inner {
         let esize = key.dtype.size();
         let bytes = key.count * esize;
         let choice = self.choose(bytes);
-        let (tiles, program) = self.shape(&choice, bytes)?;
+        let (tiles, program, longest) = self.shape(&choice, bytes)?;
         let ways = choice.ways.min(tiles).min(WAYS_MAX);
-        let (_, longest) = self.program(choice.algorithm)?;
         let bound = self.bind(choice.algorithm, ways, &program, longest, abort, &key)?;
         let tiling = Tiling::new(key.count, esize, tiles, program.chunks);
         if bytes >= HUGE_MIN {
@@ -463,7 +462,6 @@ impl Inner {
             bound,
             tiling,
             kernel: reduce::kernel(key.dtype, key.op),
-            bytes,
             image,
             scratch,
             algorithm: choice.algorithm,
@@ -515,7 +513,6 @@ impl Inner {
             by_ref_shm: in_place && p.algorithm.ref_safe && p.algorithm.reply_safe,
             by_ref_other: p.algorithm.ref_safe,
         };
-        debug_assert_eq!(p.bytes, bytes);
         let program = &self.bounds;
         let call = || key.text();
         let at = |b: &Blocked| position(program, p, b);

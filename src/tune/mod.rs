@@ -27,40 +27,34 @@ fn named(name: &str) -> &'static Algorithm {
     schedule::Algorithm::by_name(name).expect("a built-in choice names a built-in algorithm")
 }
 
+/// Largest message where nothing else is known to be better: it stays in a core's L2, and fits a slot
+/// of shared memory.
+const MESSAGE: usize = 256 << 10;
+/// On loopback half a megabyte in flight keeps the bytes in the caches.
+const TCP_MESSAGE: usize = 512 << 10;
+/// Just below a GSO packet: better with many ranks and large buffers.
+const TCP_PACKET: usize = 64_000;
+
 /// Chooses for an allreduce of `bytes`.
 pub fn choose(layout: &Layout, bytes: usize) -> Choice {
-    let n = layout.groups.n();
-    let hosts = layout.groups.len();
-    let c = |name, ways, message| Choice { algorithm: named(name), ways, message };
-    if layout.any_tcp && !layout.all_tcp && hosts > 1 {
-        return if bytes <= 32 << 10 {
-            c("recursive_doubling", 1, 256 << 10)
-        } else {
-            c("hier_2d", 4, 256 << 10)
-        };
-    }
-    if layout.all_tcp {
-        // On loopback half a megabyte in flight keeps the bytes in the caches; with many ranks and large
-        // buffers, messages just below a GSO packet do.
-        return match (n, bytes) {
-            (..=2, ..=262144) => c("one_shot", 1, 512 << 10),
-            (3.., ..=16384) => c("recursive_doubling", 1, 512 << 10),
-            (..=2, _) | (_, ..=4194304) => c("direct", 1, 512 << 10),
-            _ => c("direct", 4, 64_000),
-        };
-    }
-    match (n, bytes) {
-        (..=2, ..=32768) => c("one_shot", 1, 256 << 10),
-        (3..=8, ..=16384) => c("one_shot", 1, 256 << 10),
-        (9.., ..=16384) => c("recursive_doubling", 1, 256 << 10),
-        (..=16, _) => c("direct", 1, 256 << 10),
-        _ => c("halving_doubling", 2, 256 << 10),
-    }
+    let (name, ways, message) = match (layout.all_tcp, layout.any_tcp, layout.groups.n(), bytes) {
+        (true, _, ..=2, ..=262144) => ("one_shot", 1, TCP_MESSAGE),
+        (true, _, 3.., ..=16384) => ("recursive_doubling", 1, TCP_MESSAGE),
+        (true, _, ..=2, _) | (true, _, _, ..=4194304) => ("direct", 1, TCP_MESSAGE),
+        (true, ..) => ("direct", 4, TCP_PACKET),
+        (false, true, _, ..=32768) => ("recursive_doubling", 1, MESSAGE),
+        (false, true, ..) => ("hier_2d", 4, MESSAGE),
+        (false, false, ..=2, ..=32768) | (false, false, ..=8, ..=16384) => ("one_shot", 1, MESSAGE),
+        (false, false, 9.., ..=16384) => ("recursive_doubling", 1, MESSAGE),
+        (false, false, ..=16, _) => ("direct", 1, MESSAGE),
+        (false, false, ..) => ("halving_doubling", 2, MESSAGE),
+    };
+    Choice { algorithm: named(name), ways, message }
 }
 
 /// For a forced algorithm.
 pub fn forced(layout: &Layout, algorithm: &'static Algorithm) -> Choice {
-    Choice { algorithm, ways: if layout.any_tcp { 4 } else { 2 }, message: 256 << 10 }
+    Choice { algorithm, ways: if layout.any_tcp { 4 } else { 2 }, message: MESSAGE }
 }
 
 /// The longest message of a program, in chunks.
@@ -74,9 +68,9 @@ pub fn longest_message(p: &Program) -> u32 {
         .unwrap_or(0)
 }
 
-/// Tiles for `bytes`, so that a message of `longest` of the `chunks` chunks has at most `message` bytes.
+/// Tiles for `bytes`, so that a message of `longest` of the `chunks` chunks has at most `message` bytes,
+/// and a few cache lines more where cutting in lines lengthens it.
 pub fn tiles(bytes: usize, chunks: u32, longest: u32, message: usize) -> u32 {
-    // Rounding to cache lines may lengthen a span by a line.
     let largest = (bytes as u128 * u128::from(longest)).div_ceil(u128::from(chunks.max(1)));
     largest.div_ceil(message as u128).clamp(1, 1 << 24) as u32
 }
