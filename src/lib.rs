@@ -25,7 +25,10 @@ pub mod tune;
 pub mod types;
 
 pub use error::{Code, Error, Result};
-pub use types::{DataType, Element, RedOp};
+pub use types::{DataType, Element, Factor, RedOp, Reduction};
 
 pub use bootstrap::UniqueId;
-pub use comm::{Communicator, Config, TransportChoice};
+pub use comm::{
+    Call, Communicator, Config, Counts, Extent, Request, TransportChoice, group_end, group_start,
+};
+pub use schedule::Collective;

@@ -108,3 +108,33 @@ macro_rules! elements {
 }
 
 elements!(i8 => I8, u8 => U8, i32 => I32, u32 => U32, i64 => I64, u64 => U64, f32 => F32, f64 => F64);
+
+/// What each rank's contribution is multiplied by before it is folded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Factor {
+    /// For every element type; rounded to the type the products are rounded to.
+    Float(f64),
+    /// For integer types, exactly.
+    Int(i64),
+}
+
+/// How a call combines contributions: an operation, and a factor of this rank's own for pre-multiplied
+/// sums. Ranks may give different factors, but all or none must give one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reduction {
+    pub op: RedOp,
+    pub factor: Option<Factor>,
+}
+
+impl From<RedOp> for Reduction {
+    fn from(op: RedOp) -> Reduction {
+        Reduction { op, factor: None }
+    }
+}
+
+impl Reduction {
+    /// The sum of every rank's contribution times its factor.
+    pub fn pre_mul_sum(factor: Factor) -> Reduction {
+        Reduction { op: RedOp::Sum, factor: Some(factor) }
+    }
+}

@@ -9,6 +9,7 @@
 
 mod algorithm;
 mod build;
+mod collective;
 mod compose;
 mod net;
 mod op;
@@ -19,6 +20,7 @@ mod stages;
 mod verify;
 
 pub use algorithm::{Algorithm, Groups, algorithms};
+pub use collective::Collective;
 pub use op::{Arg, ArgKind, Lane, Op, Program};
 pub use print::{describe, first_chunk, goal, picture, step};
 pub use shape::cut;
