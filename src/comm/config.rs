@@ -29,6 +29,12 @@ pub struct Config {
     pub init_timeout: Duration,
     /// `GRACCL_VERIFY` = 1: prove every schedule for this job's ranks before its first use.
     pub verify: bool,
+    /// `GRACCL_DETERMINISTIC` = 1: the bits of results depend only on the inputs and on the number and
+    /// order of ranks, not on algorithm, transport or hosts. Values fold as adjacent pairs by rank. The
+    /// same on all ranks.
+    pub deterministic: bool,
+    /// `GRACCL_ENCRYPT` = 1: TCP connections between ranks are encrypted. The same on all ranks.
+    pub encrypt: bool,
 }
 
 impl Default for Config {
@@ -39,6 +45,8 @@ impl Default for Config {
             timeout: Duration::from_secs(1800),
             init_timeout: Duration::from_secs(300),
             verify: false,
+            deterministic: false,
+            encrypt: false,
         }
     }
 }
@@ -49,6 +57,16 @@ fn seconds(name: &str, default: Duration) -> Result<Duration> {
         Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
         _ => Err(Error::argument(format!("{name}={text} is not a time in seconds"))
             .hint(format!("set it to a positive number, or unset it for {} s", default.as_secs()))),
+    }
+}
+
+fn switch(name: &str) -> Result<bool> {
+    match std::env::var(name).as_deref() {
+        Err(_) | Ok("" | "0") => Ok(false),
+        Ok("1") => Ok(true),
+        Ok(v) => {
+            Err(Error::argument(format!("{name}={v} is neither 0 nor 1")).hint("1 turns it on, 0 off"))
+        }
     }
 }
 
@@ -70,7 +88,9 @@ impl Config {
             };
         }
         c.algorithm = std::env::var("GRACCL_ALGO").ok().filter(|a| !a.is_empty() && a != "auto");
-        c.verify = std::env::var("GRACCL_VERIFY").is_ok_and(|v| v != "0" && !v.is_empty());
+        c.verify = switch("GRACCL_VERIFY")?;
+        c.deterministic = switch("GRACCL_DETERMINISTIC")?;
+        c.encrypt = switch("GRACCL_ENCRYPT")?;
         Ok(c)
     }
 }
