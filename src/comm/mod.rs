@@ -146,7 +146,7 @@ impl Communicator {
                     .hint(format!("use auto or one of {}", names.join(", ")))
             })?),
         };
-        let boot = Bootstrap::rendezvous(id, rank, size, config.init_timeout)?;
+        let boot = Bootstrap::rendezvous(id, rank, size, config.init_timeout, &AtomicBool::new(false))?;
         let hosts = boot.hosts.clone();
         let groups = Groups::new(&hosts);
         if config.transport == TransportChoice::Shm && groups.len() > 1 {
