@@ -288,10 +288,7 @@ fn what_is_pending_may_move_and_ends_with_its_communicator() {
             std::thread::sleep(Duration::from_millis(50));
             b.close();
             let e = dialled.wait(soon()).unwrap_err();
-            assert!(
-                e.code == Code::Aborted && e.who == "rank 0, rank 1 (pid" || e.who.contains("rank 1"),
-                "{e}"
-            );
+            assert!(e.code == Code::Aborted && e.who.starts_with("rank 0, rank 1 (pid"), "{e}");
             let e = b.start(1, 101, b"", None, false).err().expect("closed");
             assert!(e.code == Code::InvalidUsage && e.who == "rank 0" && !e.hint.is_empty(), "{e}");
         } else {

@@ -91,7 +91,11 @@ fn act(job: &str) -> graccl::Result<String> {
         "descriptors" => {
             let list = || -> Vec<i32> {
                 let all = std::fs::read_dir("/proc/self/fd").unwrap();
-                all.filter_map(|f| f.unwrap().file_name().to_str()?.parse().ok()).collect()
+                let all: Vec<i32> =
+                    all.filter_map(|f| f.unwrap().file_name().to_str()?.parse().ok()).collect();
+                // The directory that was listed is closed again.
+                // SAFETY: plain system call.
+                all.into_iter().filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect()
             };
             let before = list();
             let id = UniqueId::create()?;
@@ -108,8 +112,7 @@ fn act(job: &str) -> graccl::Result<String> {
                 let all = [s.spawn(|| meet(0)), s.spawn(|| meet(1))];
                 all.into_iter().map(|t| t.join().unwrap()).collect()
             });
-            let new =
-                || list().into_iter().filter(|fd| !before.contains(fd) && is_open(*fd)).collect::<Vec<_>>();
+            let new = || list().into_iter().filter(|fd| !before.contains(fd)).collect::<Vec<_>>();
             // SAFETY: plain system call.
             let kept = |fd: &&i32| unsafe { libc::fcntl(**fd, libc::F_GETFD) } & libc::FD_CLOEXEC == 0;
             let (many, inherited) = (new().len(), new().iter().filter(kept).count());
@@ -142,11 +145,6 @@ fn act(job: &str) -> graccl::Result<String> {
         }
         _ => panic!("unknown job {job}"),
     }
-}
-
-fn is_open(fd: i32) -> bool {
-    // SAFETY: plain system call. The directory that was listed is closed again.
-    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 fn mesh(b: &Bootstrap, purpose: u32, tcp: bool, wait: Duration) -> graccl::Result<()> {
