@@ -5,14 +5,15 @@
 //! `OMPI_COMM_WORLD_RANK`. Hence the order below: graccl's own variables, torchrun, Open MPI,
 //! MPICH and Intel MPI (Hydra), Slurm, any other PMI.
 
-use std::net::ToSocketAddrs;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::host;
 use super::id::{IdParts, Place, UniqueId};
+use super::names::Names;
 use super::wire::mac;
 use crate::log::{Level, log};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 
 /// What the environment says about this process's place in its job.
 ///
@@ -53,6 +54,8 @@ struct Found {
 
 /// TCP ports that are tried where no port was given to graccl alone.
 const PORTS: u8 = 8;
+/// Longest wait for the resolver where a name must be resolved at once.
+const RESOLVE: Duration = Duration::from_secs(30);
 
 /// Reads the job from the environment. Nothing set means a job of one rank.
 ///
@@ -295,11 +298,12 @@ fn place_of(host: &str) -> Result<Place> {
     if host.len() <= super::id::MAX_NAME {
         return Ok(Place::Named(host.into()));
     }
-    let found = (host, 0).to_socket_addrs().map_err(|e| {
-        Error::io(format!("cannot resolve the host of rank 0, {host}"), &e)
-            .hint("set MASTER_ADDR to its IP address")
-    })?;
-    Ok(Place::Addrs(found.map(|a| a.ip()).collect()))
+    match Names::new(host).look(Instant::now() + RESOLVE, &AtomicBool::new(false)) {
+        (_, Some(why)) => Err(Error::new(Code::SystemError, "cannot resolve the host of rank 0")
+            .who(why)
+            .hint("set MASTER_ADDR to its IP address")),
+        (found, None) => Ok(Place::Addrs(found)),
+    }
 }
 
 /// First host of a Slurm list: "node[03-05,9],x" is node03.

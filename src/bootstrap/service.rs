@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ use crate::{Code, Error, Result};
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 /// No more strangers than this at a time; the others wait in the listeners' queues.
 const MAX_STRANGERS: usize = 256;
+/// Between looks at what may end a wait early.
+const CANCEL: Duration = Duration::from_millis(20);
 /// Without a free descriptor for this long, those who wait for a connection are told.
 const NO_FDS: Duration = Duration::from_millis(500);
 
@@ -56,8 +58,6 @@ pub(super) enum Outcome {
     Verdict(Vec<u8>),
     /// None of the addresses led to the right process; the text says what was tried.
     Nobody(String),
-    /// The deadline came first; the text says what was tried in vain until then, if anything.
-    Late(String),
 }
 
 pub(super) enum Task {
@@ -241,17 +241,7 @@ impl Service {
         if state.running {
             return Ok(());
         }
-        // The application's signal handlers must not run on this thread.
-        // SAFETY: both sets are valid places; the old mask is restored below.
-        let old = unsafe {
-            let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-            old
-        };
-        let made = std::thread::Builder::new().name("graccl-boot".into()).spawn(|| self.run());
-        // SAFETY: `old` is the mask read above.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
+        let made = spawn("graccl-boot", || self.run());
         made.map_err(|e| Error::io("cannot start the service thread", &e))?;
         state.running = true;
         Ok(())
@@ -299,15 +289,29 @@ impl Service {
         Ok(home)
     }
 
-    /// Waits until `ticket` has a result or the deadline passes. The ticket is used up.
-    pub fn wait(&self, ticket: u64, deadline: Instant) -> Result<Outcome> {
-        let result = self.look(ticket, deadline);
+    /// Waits for `ticket`'s result, not longer than `deadline`, nor much longer once `cancel` is set.
+    pub fn wait(&self, ticket: u64, deadline: Instant, cancel: &AtomicBool) -> Option<Result<Outcome>> {
+        loop {
+            let now = Instant::now();
+            let result = self.look(ticket, (now + CANCEL).min(deadline));
+            if result.is_some() {
+                self.give_up(ticket);
+                return result;
+            }
+            if now >= deadline || cancel.load(Ordering::Relaxed) {
+                return None;
+            }
+        }
+    }
+
+    /// Ends a ticket; says what was tried in vain until now, if anything.
+    pub fn give_up(&self, ticket: u64) -> String {
         let left = self.lock().cancel(ticket);
         self.poke();
-        result.unwrap_or_else(|| match left.map(|t| t.task) {
-            Some(Task::Dial(d)) => Ok(Outcome::Late(d.failures.join("; "))),
-            _ => Ok(Outcome::Late(String::new())),
-        })
+        match left.map(|t| t.task) {
+            Some(Task::Dial(d)) => d.failures.join("; "),
+            _ => String::new(),
+        }
     }
 
     /// Waits for `ticket`'s result, not longer than `until`. The ticket stays.
@@ -385,6 +389,21 @@ impl Service {
             }
         }
     }
+}
+
+/// Starts a thread on which none of the application's signal handlers run.
+pub(super) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // SAFETY: both sets are valid places; the old mask is restored below.
+    let old = unsafe {
+        let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        old
+    };
+    let made = std::thread::Builder::new().name(name.into()).spawn(f);
+    // SAFETY: `old` is the mask read above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
+    made.map(drop)
 }
 
 pub(super) fn no_fds_left() -> Error {

@@ -23,7 +23,7 @@ use crate::bootstrap::{self, Bootstrap, UniqueId};
 use crate::exec::{Blocked, Bound, Engine, Launch, Tiling};
 use crate::memory::{Arena, Block, arena};
 use crate::reduce::{self, Kernel};
-use crate::schedule::{self, Algorithm, Groups, Program};
+use crate::schedule::{self, Algorithm, Collective, Groups, Program};
 use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
@@ -140,13 +140,14 @@ impl Communicator {
         }
         let forced = match &config.algorithm {
             None => None,
-            Some(name) => Some(Algorithm::by_name(name).ok_or_else(|| {
-                let names: Vec<&str> = schedule::algorithms().iter().map(|a| a.name).collect();
+            Some(name) => Some(Algorithm::by_name(Collective::AllReduce, name).ok_or_else(|| {
+                let names: Vec<&str> =
+                    schedule::algorithms_of(Collective::AllReduce).map(|a| a.name).collect();
                 Error::argument(format!("there is no algorithm {name}"))
                     .hint(format!("use auto or one of {}", names.join(", ")))
             })?),
         };
-        let boot = Bootstrap::rendezvous(id, rank, size, config.init_timeout)?;
+        let boot = Bootstrap::rendezvous(id, rank, size, config.init_timeout, &AtomicBool::new(false))?;
         let hosts = boot.hosts.clone();
         let groups = Groups::new(&hosts);
         if config.transport == TransportChoice::Shm && groups.len() > 1 {
@@ -496,13 +497,13 @@ impl Inner {
             }
         }
         if self.config.verify {
-            schedule::verify(a, &self.layout.groups)
+            schedule::verify(a, &self.layout.groups, 0)
                 .map_err(|e| Error::internal(format!("{} is refused for this job: {e}", a.name)))?;
         }
         let n = self.boot.size;
         let longest =
-            (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups))).max().unwrap_or(0);
-        Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups)), longest))
+            (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups, 0))).max().unwrap_or(0);
+        Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups, 0)), longest))
     }
 
     /// Tiles of a call, and what `program` says.

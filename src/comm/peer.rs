@@ -151,30 +151,30 @@ fn control_stream(fd: OwnedFd) -> Result<UnixStream> {
 }
 
 /// A peer that is being connected to.
-pub struct Coming<'a> {
+pub struct Coming {
     rank: usize,
     own: &'static Arena,
-    control: Pending<'a>,
+    control: Pending,
     /// The control connection, once it is there.
     met: Option<PeerConn>,
-    over: Over<'a>,
+    over: Over,
 }
 
-enum Over<'a> {
+enum Over {
     /// The lower rank's block with the places of the links.
     Shm(Option<Block>),
-    Tcp(Pending<'a>),
+    Tcp(Pending),
 }
 
-impl<'a> Coming<'a> {
+impl Coming {
     /// Begins to connect to `rank`, by shared memory or TCP. Both sides do so in the same collective.
     pub fn begin(
-        boot: &'a Bootstrap,
+        boot: &Bootstrap,
         rank: usize,
         shm: bool,
         own: &'static Arena,
         bell: Block,
-    ) -> Result<Coming<'a>> {
+    ) -> Result<Coming> {
         if !shm {
             let control = boot.start(rank, CONTROL, &[], None, false)?;
             let over = Over::Tcp(boot.start(rank, DATA, &[], None, true)?);

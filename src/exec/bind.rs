@@ -1,7 +1,7 @@
 //! Binding: from chunks and peers to byte offsets and link numbers.
 
+use crate::Result;
 use crate::schedule::{Arg, ArgKind, Lane, Program, cut};
-use crate::{Error, Result};
 
 /// Bytes of a cache line: the unit in which buffers are cut.
 const LINE: usize = 64;
@@ -14,8 +14,6 @@ pub(super) struct BoundArg {
     pub reply: bool,
     /// Link of way 0 (`Recv`, `Send`); way w uses the w-th after it. Scratch image (`Scratch`).
     pub link: u32,
-    /// First chunk of a local span.
-    pub at: u32,
 }
 
 /// What an op looks like: common forms have a short way through the engine.
@@ -38,6 +36,8 @@ pub(super) struct BoundOp {
     /// Local destinations come first, then the messages.
     pub nlocal: u16,
     pub nsend: u16,
+    /// First chunk, number of chunks.
+    pub at: u32,
     pub len: u32,
     pub arg: u32,
     /// Index of the op in the schedule's lane.
@@ -65,24 +65,19 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> Result<u32>) -> Resul
     let mut out = BoundLane { ops: Vec::with_capacity(lane.ops.len()), args: Vec::new() };
     for (index, op) in lane.ops.iter().enumerate() {
         let arg = out.args.len() as u32;
-        let local = |a: &Arg| BoundArg { kind: a.kind, reply: false, link: u32::from(a.ix), at: a.at };
+        let local = |a: &Arg| BoundArg { kind: a.kind, reply: false, link: u32::from(a.ix) };
         let mut froms = Vec::new();
         for a in lane.srcs(op) {
             if a.kind == ArgKind::Recv {
                 let peer = lane.peers[a.ix as usize];
                 let l = link(peer, a.port)?;
                 froms.push(l);
-                out.args.push(BoundArg { kind: a.kind, reply: false, link: l, at: 0 });
+                out.args.push(BoundArg { kind: a.kind, reply: false, link: l });
             } else {
                 out.args.push(local(a));
             }
         }
         let dsts = lane.dsts(op);
-        let local_operand = |a: &Arg| !matches!(a.kind, ArgKind::Recv | ArgKind::Send);
-        if !lane.srcs(op).iter().chain(dsts).any(local_operand) {
-            return Err(Error::internal(format!("op {index} of a schedule only passes a message on"))
-                .hint("store it as well: its length is that of a local span"));
-        }
         let mut nlocal = 0;
         for a in dsts.iter().filter(|a| a.kind != ArgKind::Send) {
             out.args.push(local(a));
@@ -92,9 +87,9 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> Result<u32>) -> Resul
         for a in dsts.iter().filter(|a| a.kind == ArgKind::Send) {
             // One write with many readers pays nowhere here: a line that several ranks only read costs its
             // owner 7-28 ns to rewrite. Every reader gets its own message.
-            for &peer in &lane.peers[a.ix as usize..(a.ix as usize + a.at as usize)] {
+            for &peer in &lane.peers[a.ix as usize..(a.ix as usize + a.count as usize)] {
                 let l = link(peer, a.port)?;
-                out.args.push(BoundArg { kind: a.kind, reply: froms.contains(&l), link: l, at: 0 });
+                out.args.push(BoundArg { kind: a.kind, reply: froms.contains(&l), link: l });
                 nsend += 1;
             }
         }
@@ -104,8 +99,8 @@ fn bind_lane(lane: &Lane, link: &mut dyn FnMut(u32, u8) -> Result<u32>) -> Resul
             (2, _, 1, 0) if froms.len() == 1 => Form::Fold,
             _ => Form::General,
         };
-        let (nsrc, len, index) = (op.nsrc, op.len, index as u32);
-        out.ops.push(BoundOp { form, complete: op.complete, nsrc, nlocal, nsend, len, arg, index });
+        let (at, len, nsrc, index) = (op.at, op.len, op.nsrc, index as u32);
+        out.ops.push(BoundOp { form, complete: op.complete, nsrc, nlocal, nsend, at, len, arg, index });
     }
     Ok(out)
 }

@@ -312,7 +312,7 @@ impl Operands {
         match op.form {
             Form::Send => {
                 let (src, dst) = (&args[0], &args[1]);
-                let (p, len) = local(l, c, src, &span);
+                let (p, len) = local(l, c, op, src, &span);
                 let n = dst.link + c.way;
                 let link = &mut links[n as usize];
                 if l.by_ref(link, p, len) {
@@ -331,7 +331,7 @@ impl Operands {
             }
             Form::Store => {
                 let (src, dst) = (&args[0], &args[1]);
-                let (to, len) = local(l, c, dst, &span);
+                let (to, len) = local(l, c, op, dst, &span);
                 let n = src.link + c.way;
                 let link = &mut links[n as usize];
                 match link.recv(len, l.fp) {
@@ -354,7 +354,7 @@ impl Operands {
             }
             Form::Fold => {
                 let (a, b) = (&args[0], &args[1]);
-                let (to, len) = local(l, c, &args[2], &span);
+                let (to, len) = local(l, c, op, &args[2], &span);
                 let n = if a.kind == ArgKind::Recv { a.link } else { b.link } + c.way;
                 let link = &mut links[n as usize];
                 let message = match link.recv(len, l.fp) {
@@ -363,7 +363,7 @@ impl Operands {
                     Recv::Fault => return Step::Fault(n),
                 };
                 let source = |a: &BoundArg| {
-                    if a.kind == ArgKind::Recv { message } else { local(l, c, a, &span).0.cast_const() }
+                    if a.kind == ArgKind::Recv { message } else { local(l, c, op, a, &span).0.cast_const() }
                 };
                 let srcs = [source(a), source(b)];
                 let ranks = if op.complete { l.divide } else { 1 };
@@ -391,9 +391,7 @@ impl Operands {
         let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
         let (srcs, rest) = args.split_at(nsrc);
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
-        // An op's local spans all have the same length, and so have its messages.
-        let a = srcs.iter().chain(locals).find(|a| is_local(a)).expect("bound ops have a local operand");
-        let len = span(a.at).1;
+        let len = span(op.at).1;
         for (i, a) in srcs.iter().enumerate() {
             self.srcs[i] = if a.kind == ArgKind::Recv {
                 let n = a.link + c.way;
@@ -403,11 +401,11 @@ impl Operands {
                     Recv::Fault => return Step::Fault(n),
                 }
             } else {
-                local(l, c, a, span).0
+                local(l, c, op, a, span).0
             };
         }
         for (i, a) in locals.iter().enumerate() {
-            self.dsts[i] = local(l, c, a, span).0;
+            self.dsts[i] = local(l, c, op, a, span).0;
         }
         let mut ndst = nlocal;
         for a in sends {
@@ -457,11 +455,6 @@ impl Operands {
     }
 }
 
-#[inline]
-fn is_local(a: &BoundArg) -> bool {
-    !matches!(a.kind, ArgKind::Recv | ArgKind::Send)
-}
-
 /// A link that has no room is either full or broken.
 #[cold]
 fn wait(link: &AnyLink, n: u32) -> Step {
@@ -470,8 +463,14 @@ fn wait(link: &AnyLink, n: u32) -> Step {
 
 /// Address and length of a local operand.
 #[inline]
-fn local(l: &Launch, c: &Cursor, a: &BoundArg, span: &impl Fn(u32) -> (usize, usize)) -> (*mut u8, usize) {
-    let (offset, len) = span(a.at);
+fn local(
+    l: &Launch,
+    c: &Cursor,
+    op: &BoundOp,
+    a: &BoundArg,
+    span: &impl Fn(u32) -> (usize, usize),
+) -> (*mut u8, usize) {
+    let (offset, len) = span(op.at);
     let p = match a.kind {
         ArgKind::In => l.input.wrapping_add(offset) as *mut u8,
         ArgKind::Out => l.output.wrapping_add(offset),

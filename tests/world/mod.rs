@@ -251,7 +251,7 @@ impl Rank {
         let part = |(i, call): (usize, &Call)| {
             let mut call = call.clone();
             change(me, &mut call);
-            let program = call.algorithm.program(me, &case.groups);
+            let program = call.algorithm.program(me, &case.groups, 0);
             let ways = call.ways.min(call.tiles);
             let bound = Bound::new(&program, ways, &mut |peer, port| Ok(number(peer, port))).expect("bound");
             let tiling = Tiling::new(call.count, call.dtype.size(), call.tiles, program.chunks);
