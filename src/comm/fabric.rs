@@ -230,6 +230,8 @@ pub struct Fabric {
     conns: Vec<OnceLock<Arc<Conn>>>,
     coming: Mutex<HashMap<usize, Coming>>,
     posts: Mutex<Posts>,
+    /// Failures of communicators and their members: for members that connect only then.
+    announced: Mutex<Vec<(Word, Vec<u32>)>>,
     /// Communicators that have not left.
     live: AtomicUsize,
 }
@@ -246,6 +248,7 @@ impl Fabric {
             conns,
             coming: Mutex::default(),
             posts: Mutex::default(),
+            announced: Mutex::default(),
             live: AtomicUsize::new(0),
         }))
     }
@@ -259,6 +262,18 @@ impl Fabric {
     pub fn join(&self, ctx: u64) -> Arc<Post> {
         self.live.fetch_add(1, Ordering::Relaxed);
         lock(&self.posts).open.entry(ctx).or_default().clone()
+    }
+
+    /// From now on tells members that connect. Those to which there is no connection.
+    pub fn announce(&self, word: Word, to: &[u32]) -> Vec<usize> {
+        lock(&self.announced).push((word, to.to_vec()));
+        let missing = |&r: &usize| r != self.rank && self.conn(r).is_none();
+        to.iter().map(|&r| r as usize).filter(missing).collect()
+    }
+
+    /// Some communicator has not left.
+    pub fn in_use(&self) -> bool {
+        self.live.load(Ordering::Relaxed) > 0
     }
 
     /// The connection to `rank`, if it is there.
@@ -295,6 +310,9 @@ impl Fabric {
             }
             Some(met) => {
                 let conn = Arc::new(if shm { self.meet_shm(rank, met?) } else { self.meet_tcp(rank, met?) }?);
+                for (word, _) in lock(&self.announced).iter().filter(|(_, to)| to.contains(&(rank as u32))) {
+                    conn.tell(word);
+                }
                 Ok(Some(self.conns[rank].get_or_init(|| conn).clone()))
             }
         }
@@ -407,6 +425,7 @@ impl Fabric {
     }
 
     fn end(&self, ctx: u64) {
+        lock(&self.announced).retain(|(w, _)| w.ctx != ctx);
         let mut posts = lock(&self.posts);
         posts.open.remove(&ctx);
         posts.ended.push_back(ctx);

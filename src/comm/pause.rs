@@ -20,16 +20,17 @@ const YIELD_IDLE: u32 = 16;
 const YIELD_TIME: Duration = Duration::from_nanos(800);
 /// Longest sleep: how late an abort may be noticed.
 const PARK: Duration = Duration::from_millis(5);
-/// The same when both shared memory and TCP may end it: only one of them can wake us.
+/// The same when several things may end it, of which only one can wake us.
 const PARK_MIXED: Duration = Duration::from_micros(100);
-/// Between looks at connections that are being made.
-const PARK_CONNECTING: Duration = Duration::from_micros(100);
 
 /// How ranks of a communicator wait, decided once.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
     /// Passes before the first yield: 0 when ranks outnumber cores.
     pub spin: u32,
+    /// Ranks outnumber cores: they sleep often, so who posts pays for a fence (17 ns) and who sleeps for
+    /// no barrier (10 us while the others run).
+    pub crowded: bool,
     pub tcp: bool,
 }
 
@@ -38,15 +39,23 @@ impl Manner {
     pub fn new(local: usize, tcp: bool) -> Manner {
         // SAFETY: plain library call.
         let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-        let spin = if cores < 1 || local <= cores as usize { SPIN } else { 0 };
+        let crowded = cores >= 1 && local > cores as usize;
         membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED);
-        Manner { spin, tcp }
+        Manner { spin: if crowded { 0 } else { SPIN }, crowded, tcp }
     }
 
-    /// Ranks outnumber cores: they sleep often, so who posts pays for a fence (17 ns) and who sleeps for
-    /// no barrier (10 us while the others run).
-    pub fn crowded(&self) -> bool {
-        self.spin == 0
+    /// The manner of a thread that waits for what both describe.
+    pub fn and(self, other: Manner) -> Manner {
+        Manner {
+            spin: self.spin.min(other.spin),
+            crowded: self.crowded && other.crowded,
+            tcp: self.tcp || other.tcp,
+        }
+    }
+
+    /// That of a thread that works beside the application's: it does not spin.
+    pub fn quiet(self) -> Manner {
+        Manner { spin: 0, ..self }
     }
 
     /// Passes that the engine may make before it asks: none where they could be somebody else's time, or
@@ -173,10 +182,6 @@ impl Pause {
             }
         }
         let at_most = |t: Duration| limit.map_or(t, |l| t.min(l));
-        if need.other && !need.shm && !need.tcp {
-            std::thread::sleep(at_most(PARK_CONNECTING));
-            return;
-        }
         if need.tcp {
             fill(need);
             let mixed = need.shm || need.other;
@@ -188,7 +193,7 @@ impl Pause {
             // Say that we sleep, then look once more: whoever posts after that look sees it. Where
             // posting has no fence, the barrier makes it so on the others' cores.
             self.ticket = Some(bell.arrive());
-            if self.manner.crowded() {
+            if self.manner.crowded {
                 fence(Ordering::SeqCst);
             } else {
                 membarrier(MEMBARRIER_GLOBAL_EXPEDITED);
