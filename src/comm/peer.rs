@@ -228,8 +228,7 @@ impl Coming {
     }
 
     fn by_tcp(&mut self, data: PeerConn) -> Result<Peer> {
-        // SAFETY: the communicator's lock guards the connection and all its links.
-        let conn = unsafe { TcpConn::new(data.stream, TcpOptions::default()) }?;
+        let conn = TcpConn::new(data.stream, TcpOptions::default())?;
         self.peer(Data::Tcp(conn))
     }
 
@@ -281,7 +280,7 @@ impl Peer {
         match &mut self.data {
             Data::Tcp(conn) => {
                 for way in 0..WAYS_MAX {
-                    links.push(AnyLink::Other(Box::new(conn.link(port * WAYS_MAX as u8 + way as u8)?)));
+                    links.push(AnyLink::Other(Box::new(conn.link(u32::from(port) * WAYS_MAX + way)?)));
                 }
             }
             Data::Shm { arena, page, bell, blocks, first: memory } => {
