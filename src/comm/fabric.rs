@@ -356,11 +356,7 @@ impl Fabric {
     }
 
     fn meet_tcp(&self, rank: usize, met: PeerConn) -> Result<Conn> {
-        let options = TcpOptions {
-            secret: self.encrypt.then(|| self.boot.derive_key("tcp")),
-            initiator: self.rank < rank,
-            ..TcpOptions::default()
-        };
+        let options = TcpOptions::default();
         let conn = TcpConn::new(met.stream, options).map_err(|e| e.who(format!("rank {rank}")))?;
         let fd = conn.fd();
         Ok(self.meet(rank, Data::Tcp(conn), None, fd))

@@ -374,15 +374,6 @@ pub struct TcpLink {
     capacity: usize,
 }
 
-impl TcpLink {
-    /// From here on nothing refers to memory given to `send_ref` or `land`, which may go away: what
-    /// is still to be sent of it is copied, and the rest of a message that is landing goes to memory of
-    /// our own. The connection and this link stay as they are. For a call that has failed.
-    pub fn abandon(&mut self) {
-        self.shared.conn().proto.abandon(self.ix);
-    }
-}
-
 impl Drop for TcpLink {
     fn drop(&mut self) {
         // Not an empty range for the highest number: that one is never opened.
@@ -434,6 +425,12 @@ impl Link for TcpLink {
 
     fn idle(&mut self) -> bool {
         self.shared.conn().proto.idle(self.ix)
+    }
+
+    /// What is still to be sent of the caller's memory is copied, and the rest of a message that is landing
+    /// goes to memory of our own. The connection and this link stay as they are.
+    fn abandon(&mut self) {
+        self.shared.conn().proto.abandon(self.ix);
     }
 
     fn capacity(&self) -> usize {
