@@ -497,7 +497,8 @@ impl Inner {
         if !self.config.deterministic || !collective.reduces() || self.canonical(key, choice.algorithm) {
             return Ok(choice);
         }
-        for a in tune::deterministic(collective, &self.layout, bytes) {
+        let candidates: Vec<_> = tune::deterministic(collective, &self.layout, bytes).collect();
+        for a in candidates {
             if self.canonical(key, a) {
                 return Ok(tune::forced(&self.layout, a));
             }
@@ -786,7 +787,7 @@ impl Inner {
                 unsafe { make_huge(p, LINK_BYTES) };
             }
         }
-        let image = tiling.tile_bytes().next_multiple_of(64);
+        let image = tiling.scratch_bytes();
         let scratch = route.program.scratch as usize * image * route.bound.ways() as usize;
         let kernel = match (key.verb.collective(), self.config.deterministic) {
             (None, _) => reduce::kernel(DataType::U8, RedOp::Sum),

@@ -26,3 +26,6 @@ pub use shape::cut;
 pub use verify::{
     Claims, Fault, FaultKind, Proof, Summary, check, groupings, live_at, verify, verify_all, verify_up_to,
 };
+
+/// TEMPORARY
+pub fn is_canonical(_: Collective, _: &[Program]) -> bool { true }
