@@ -20,6 +20,9 @@ fn rounded(p: &Problem, x: Num) -> Num {
     match (p.dtype, x) {
         (DataType::F16, Num::Float(f)) => Num::Float(f16::from_f32(f as f32).to_f64()),
         (DataType::Bf16, Num::Float(f)) => Num::Float(bf16::from_f32(f as f32).to_f64()),
+        (DataType::F8E4M3 | DataType::F8E5M2, Num::Float(f)) => {
+            Num::Float(f8_value(p.dtype, f8_nearest(p.dtype, f)))
+        }
         (DataType::F32, Num::Float(f)) => Num::Float(f64::from(f as f32)),
         _ => x,
     }
