@@ -266,7 +266,7 @@ impl Problem {
     /// A value that the operation leaves as it is, however often: timed loops reduce in place, and
     /// must not drift to infinity or to slow denormals.
     pub fn fixed_point(&self) -> Pattern {
-        let one = u8::from(self.op != RedOp::Sum);
+        let one = u8::from(!matches!(self.op, RedOp::Sum | RedOp::Avg));
         let value = match float_limits(self.dtype) {
             Some(_) => Num::Float(one.into()),
             None => Num::Int(one.into()),
