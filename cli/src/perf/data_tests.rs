@@ -130,16 +130,10 @@ fn a_missing_rank_is_seen() {
 #[test]
 fn a_doubled_rank_is_seen() {
     // Min and max do not change when a value comes twice: nothing can be seen.
-    for p in problems(&RANKS).filter(counts).filter(|p| !matches!(p.op, RedOp::Min | RedOp::Max)) {
-        for twice in [0, p.ranks - 1] {
-            let got = seen(&p, |_, c| fold(&p, c.iter().copied().chain([c[twice]])));
-            assert!(got >= due(&p), "{p:?}: {twice}: {got}");
-        }
-    }
-}
-
-#[test]
-fn one_rank_in_another_s_place_is_seen() {
+    // The last rank may always have 1, and an average of 2 is too coarse to show a second 1.
+    let hidden = |p: &Problem| {
+        p.op == RedOp::Avg && float_limits(p.dtype).is_some_and(|(digits, _)| 1 << digits == 2 * p.ranks)
+    };
     for p in problems(&RANKS[1..]).filter(counts) {
         let got = seen(&p, |_, c| fold(&p, (0..p.ranks).map(|r| c[if r == 0 { p.ranks - 1 } else { r }])));
         // With few bits and many ranks, some of their values are equal.
