@@ -134,6 +134,17 @@ fn a_doubled_rank_is_seen() {
     let hidden = |p: &Problem| {
         p.op == RedOp::Avg && float_limits(p.dtype).is_some_and(|(digits, _)| 1 << digits == 2 * p.ranks)
     };
+    let sums = |p: &Problem| !matches!(p.op, RedOp::Min | RedOp::Max);
+    for p in problems(&RANKS).filter(counts).filter(|p| sums(p) && !hidden(p)) {
+        for twice in [0, p.ranks - 1] {
+            let got = seen(&p, |_, c| fold(&p, c.iter().copied().chain([c[twice]])));
+            assert!(got >= due(&p), "{p:?}: {twice}: {got}");
+        }
+    }
+}
+
+#[test]
+fn one_rank_in_another_s_place_is_seen() {
     for p in problems(&RANKS[1..]).filter(counts) {
         let got = seen(&p, |_, c| fold(&p, (0..p.ranks).map(|r| c[if r == 0 { p.ranks - 1 } else { r }])));
         // With few bits and many ranks, some of their values are equal.
