@@ -16,11 +16,21 @@ fn buffers(n: usize, bytes: usize) -> (Vec<Vec<u8>>, Vec<*mut u8>) {
     (bufs, ptrs)
 }
 
+/// Kernels of a type.
+type Kernels = fn(DataType, RedOp) -> reduce::Kernel;
+
 fn sums(c: &mut Criterion) {
-    for (nsrc, ndst) in [(2, 1), (2, 2), (8, 1)] {
-        let mut g = c.benchmark_group(format!("sum {nsrc}->{ndst} {}", reduce::level()));
+    let (all, pairs): (Kernels, Kernels) = (reduce::kernel, reduce::kernel_pairs);
+    for (name, kernels, nsrc, ndst) in [
+        ("sum", all, 2, 1),
+        ("sum", all, 2, 2),
+        ("sum", all, 8, 1),
+        ("pairs", pairs, 4, 1),
+        ("pairs", pairs, 8, 1),
+    ] {
+        let mut g = c.benchmark_group(format!("{name} {nsrc}->{ndst} {}", reduce::level()));
         for t in TYPES {
-            let kernel = reduce::kernel(t, RedOp::Sum);
+            let kernel = kernels(t, RedOp::Sum);
             for bytes in SIZES {
                 let (_bufs, p) = buffers(nsrc + ndst, bytes);
                 let srcs: Vec<*const u8> = p[..nsrc].iter().map(|p| p.cast_const()).collect();

@@ -375,15 +375,16 @@ pub(super) unsafe fn scale<L: Lanes>(dst: *mut u8, src: *const u8, bytes: usize,
     // SAFETY: the caller's promises.
     unsafe {
         let factor = L::factor(factor);
-        let product = |raw| L::narrow(L::fold::<PROD>(L::widen(raw), factor));
         let mut at = 0;
         while bytes - at >= size_of::<L::Raw>() {
-            let raw = product(src.add(at).cast::<L::Raw>().read_unaligned());
+            let raw = src.add(at).cast::<L::Raw>().read_unaligned();
+            let raw = L::narrow(L::fold::<PROD>(L::widen(raw), factor));
             dst.add(at).cast::<L::Raw>().write_unaligned(raw);
             at += size_of::<L::Raw>();
         }
         if at < bytes {
-            let raw = product(load_part(src.add(at), bytes - at));
+            let raw = load_part(src.add(at), bytes - at);
+            let raw = L::narrow(L::fold::<PROD>(L::widen(raw), factor));
             copy_part::<L::Raw>(dst.add(at), (&raw const raw).cast(), bytes - at);
         }
     }

@@ -200,8 +200,8 @@ static AVX2: Level = Level {
     rows: avx2::rows(
         avx2::half::<x86::F16c>(),
         avx2::half::<x86::Bf16Avx2>(),
-        avx2::byte::<Words<E4m3, 8>>(),
-        avx2::byte::<Words<E5m2, 8>>(),
+        avx2::byte::<x86::ByteAvx2<E4m3>>(),
+        avx2::byte::<x86::ByteAvx2<E5m2>>(),
     ),
 };
 

@@ -155,39 +155,128 @@ impl<B: Byte> Convert<__m512i, 4> for Vbmi<B> {
             let low = _mm512_permutex2var_epi8(low[0], raw, low[1]);
             let high = _mm512_or_si512(_mm512_permutex2var_epi8(high[0], raw, high[1]), sign);
             let halves = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
-            let even = |h| _mm512_slli_epi32::<16>(h);
-            let odd = |h| _mm512_and_si512(h, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            [even(halves[0]), odd(halves[0]), even(halves[1]), odd(halves[1])]
+            let odd = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            [
+                _mm512_slli_epi32::<16>(halves[0]),
+                _mm512_and_si512(halves[0], odd),
+                _mm512_slli_epi32::<16>(halves[1]),
+                _mm512_and_si512(halves[1], odd),
+            ]
         }
     }
     /// [`Byte::round`], with saturating packs instead of the comparison at its end.
     #[inline(always)]
     unsafe fn narrow(acc: [__m512i; 4]) -> __m512i {
-        const EXP: i32 = 0x7f80_0000;
-        let least = (128 - B::BIAS as i32) << 23;
         // SAFETY: the caller's promise.
         unsafe {
-            let round = |v: __m512i| {
-                let a = _mm512_and_si512(v, _mm512_set1_epi32(0x7fff_ffff));
-                let a = _mm512_min_ps(_mm512_set1_ps(B::MAX), _mm512_castsi512_ps(a));
-                let e = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(EXP));
-                let e = _mm512_max_epi32(e, _mm512_set1_epi32(least));
-                let magic = _mm512_add_epi32(e, _mm512_set1_epi32((B::SHIFT as i32) << 23));
-                let digits = _mm512_castps_si512(_mm512_add_ps(a, _mm512_castsi512_ps(magic)));
-                // The lower bits of e are zero, and NaN's digits do not count.
-                let e = _mm512_srl_epi32(e, _mm_cvtsi32_si128(B::SHIFT as i32));
-                _mm512_add_epi32(_mm512_and_si512(digits, _mm512_set1_epi32(0xff)), e)
-            };
-            // Words of both registers in turns: those of the first moved down, or the second's up.
-            let words = |even, odd| _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
-            let signs = |even, odd| _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(even), 0xaaaa_aaaa, odd);
-            let base = _mm512_set1_epi16((least >> B::SHIFT) as i16);
-            let low = _mm512_sub_epi16(words(round(acc[0]), round(acc[1])), base);
-            let high = _mm512_sub_epi16(words(round(acc[2]), round(acc[3])), base);
-            let abs = _mm512_min_epu8(_mm512_packus_epi16(low, high), _mm512_set1_epi8(0x7f));
+            let base = _mm512_set1_epi16((Self::LEAST >> B::SHIFT) as i16);
+            let (low, high) = (Self::words(acc[0], acc[1]), Self::words(acc[2], acc[3]));
+            let abs = _mm512_packus_epi16(_mm512_sub_epi16(low, base), _mm512_sub_epi16(high, base));
+            let abs = _mm512_min_epu8(abs, _mm512_set1_epi8(0x7f));
             let sign = _mm512_packs_epi16(signs(acc[0], acc[1]), signs(acc[2], acc[3]));
             // Where the mask is set the sign, else the rest.
             _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(0x80_u8 as i8), sign, abs)
+        }
+    }
+}
+
+// Functions, not closures: these would not have the caller's instructions.
+impl<B: Byte> Vbmi<B> {
+    /// The bits of the least normal number, in f32.
+    const LEAST: i32 = (128 - B::BIAS as i32) << 23;
+
+    /// The rounded codes of two registers, too large by the code of `LEAST` in f32, in turns.
+    #[inline(always)]
+    unsafe fn words(even: __m512i, odd: __m512i) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_or_si512(Self::round(even), _mm512_slli_epi32::<16>(Self::round(odd))) }
+    }
+    #[inline(always)]
+    unsafe fn round(v: __m512i) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm512_and_si512(v, _mm512_set1_epi32(0x7fff_ffff));
+            let a = _mm512_min_ps(_mm512_set1_ps(B::MAX), _mm512_castsi512_ps(a));
+            let e = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7f80_0000));
+            let e = _mm512_max_epi32(e, _mm512_set1_epi32(Self::LEAST));
+            let magic = _mm512_add_epi32(e, _mm512_set1_epi32((B::SHIFT as i32) << 23));
+            let digits = _mm512_castps_si512(_mm512_add_ps(a, _mm512_castsi512_ps(magic)));
+            let digits = _mm512_and_si512(digits, _mm512_set1_epi32(0xff));
+            _mm512_add_epi32(digits, _mm512_srl_epi32(e, _mm_cvtsi32_si128(B::SHIFT as i32)))
+        }
+    }
+}
+
+/// The upper halves of two registers in turns: the signs are what matters.
+#[inline(always)]
+unsafe fn signs(even: __m512i, odd: __m512i) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(even), 0xaaaa_aaaa, odd) }
+}
+
+/// 8-bit floats by AVX2: [`Words`], spelled out where the compiler does not find the vectors.
+pub(super) struct ByteAvx2<B>(PhantomData<B>);
+
+impl<B: Byte> ByteAvx2<B> {
+    /// Byte `K` of every word.
+    #[inline(always)]
+    unsafe fn widen_byte<const K: i32>(raw: __m256i) -> __m256i {
+        let up = B::SHIFT as i32 - 8 * K;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = if up > 0 {
+                _mm256_sll_epi32(raw, _mm_cvtsi32_si128(up))
+            } else {
+                _mm256_srl_epi32(raw, _mm_cvtsi32_si128(-up))
+            };
+            let abs = _mm256_and_si256(at, _mm256_set1_epi32(0x7f << B::SHIFT));
+            let factor = _mm256_castsi256_ps(_mm256_set1_epi32((254 - B::BIAS as i32) << 23));
+            let v = _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(abs), factor));
+            // The product of a code that is no number has the bits of its mantissa.
+            let special = _mm256_cmpgt_epi32(abs, _mm256_set1_epi32(((B::SPECIAL as i32) << B::SHIFT) - 1));
+            let v = _mm256_or_si256(v, _mm256_and_si256(special, _mm256_set1_epi32(0x7f80_0000)));
+            let sign = _mm256_sll_epi32(raw, _mm_cvtsi32_si128(24 - 8 * K));
+            _mm256_or_si256(v, _mm256_and_si256(sign, _mm256_set1_epi32(i32::MIN)))
+        }
+    }
+    /// [`Byte::round`], in byte `K` of every word.
+    #[inline(always)]
+    unsafe fn round<const K: i32>(v: __m256i) -> __m256i {
+        let least = (128 - B::BIAS as i32) << 23;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm256_and_si256(v, _mm256_set1_epi32(0x7fff_ffff));
+            let a = _mm256_min_ps(_mm256_set1_ps(B::MAX), _mm256_castsi256_ps(a));
+            let e = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7f80_0000));
+            let e = _mm256_max_epi32(e, _mm256_set1_epi32(least));
+            let magic = _mm256_add_epi32(e, _mm256_set1_epi32((B::SHIFT as i32) << 23));
+            let digits = _mm256_castps_si256(_mm256_add_ps(a, _mm256_castsi256_ps(magic)));
+            let digits = _mm256_and_si256(digits, _mm256_set1_epi32(0xff));
+            let e = _mm256_sub_epi32(e, _mm256_set1_epi32(least));
+            let r = _mm256_add_epi32(digits, _mm256_srl_epi32(e, _mm_cvtsi32_si128(B::SHIFT as i32)));
+            let r = _mm256_min_epi32(r, _mm256_set1_epi32(0x7f));
+            let sign = _mm256_and_si256(_mm256_srli_epi32::<24>(v), _mm256_set1_epi32(0x80));
+            _mm256_sll_epi32(_mm256_or_si256(r, sign), _mm_cvtsi32_si128(8 * K))
+        }
+    }
+}
+
+impl<B: Byte> Convert<__m256i, 4> for ByteAvx2<B> {
+    #[inline(always)]
+    unsafe fn widen(raw: __m256i) -> [__m256i; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (a, b) = (Self::widen_byte::<0>(raw), Self::widen_byte::<1>(raw));
+            [a, b, Self::widen_byte::<2>(raw), Self::widen_byte::<3>(raw)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn narrow(acc: [__m256i; 4]) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = _mm256_or_si256(Self::round::<0>(acc[0]), Self::round::<1>(acc[1]));
+            let high = _mm256_or_si256(Self::round::<2>(acc[2]), Self::round::<3>(acc[3]));
+            _mm256_or_si256(low, high)
         }
     }
 }
