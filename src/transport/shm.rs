@@ -83,6 +83,10 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
+    pub const fn new() -> Doorbell {
+        Doorbell { sleepers: AtomicU32::new(0), rings: AtomicU32::new(0) }
+    }
+
     /// Wakes the process's threads that sleep. Cheap when none does. `fenced`: orders it after the store
     /// that they wait for; without, the sleepers see to that (`membarrier`).
     #[inline]
