@@ -20,10 +20,10 @@ pub use group::{group_end, group_start};
 pub use request::Request;
 
 use crate::bootstrap::{self, Bootstrap, UniqueId};
-use crate::exec::{Blocked, Bound, Engine, Launch, Tiling};
+use crate::exec::{BlockSpan, Blocked, Bound, Engine, Launch, Ran, Tiling};
 use crate::memory::{Arena, Block, arena};
 use crate::reduce::{self, Kernel};
-use crate::schedule::{self, Algorithm, Groups, Program};
+use crate::schedule::{self, Algorithm, Collective, Groups, Program};
 use crate::transport::AnyLink;
 use crate::transport::shm::{self, Doorbell};
 use crate::tune::{self, Choice, Layout};
@@ -140,8 +140,9 @@ impl Communicator {
         }
         let forced = match &config.algorithm {
             None => None,
-            Some(name) => Some(Algorithm::by_name(name).ok_or_else(|| {
-                let names: Vec<&str> = schedule::algorithms().iter().map(|a| a.name).collect();
+            Some(name) => Some(Algorithm::by_name(Collective::AllReduce, name).ok_or_else(|| {
+                let names: Vec<&str> =
+                    schedule::algorithms_of(Collective::AllReduce).map(|a| a.name).collect();
                 Error::argument(format!("there is no algorithm {name}"))
                     .hint(format!("use auto or one of {}", names.join(", ")))
             })?),
@@ -496,13 +497,13 @@ impl Inner {
             }
         }
         if self.config.verify {
-            schedule::verify(a, &self.layout.groups)
+            schedule::verify(a, &self.layout.groups, 0)
                 .map_err(|e| Error::internal(format!("{} is refused for this job: {e}", a.name)))?;
         }
         let n = self.boot.size;
         let longest =
-            (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups))).max().unwrap_or(0);
-        Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups)), longest))
+            (0..n).map(|r| tune::longest_message(&a.program(r, &self.layout.groups, 0))).max().unwrap_or(0);
+        Ok((Arc::new(a.program(self.boot.rank, &self.layout.groups, 0)), longest))
     }
 
     /// Tiles of a call, and what `program` says.
@@ -583,13 +584,14 @@ impl Inner {
         let (tiles, program, longest) = self.shape(&choice, bytes)?;
         let ways = choice.ways.min(tiles).min(WAYS_MAX);
         let bound = self.bind(choice.algorithm, ways, &program, longest, abort, &key)?;
-        let tiling = Tiling::new(key.count, esize, tiles, program.chunks);
+        let span = BlockSpan { count: key.count, tiles, input: 0, output: 0 };
+        let tiling = Tiling::new(&vec![span; bound.blocks().len()], esize, program.chunks);
         if bytes >= HUGE_MIN {
             for p in &mut self.peers.list {
                 p.make_huge();
             }
         }
-        let image = tiling.tile_bytes().next_multiple_of(64);
+        let image = tiling.scratch_bytes();
         let scratch = program.scratch as usize * image * ways as usize;
         let name = choice.algorithm.name;
         let text = format!("all_reduce {} {:?} {:?} {name} {tiles} {ways}", key.count, key.dtype, key.op);
@@ -658,7 +660,9 @@ impl Inner {
         let mut wait =
             Wait::new(self.manner, &mut self.peers, abort, bell, self.config.timeout, self.seq, &call, &at);
         // SAFETY: buffers by the caller's promise; scratch as sized above; links as bound.
-        unsafe { self.engine.run(&launch, &mut self.links, &mut wait) }
+        let ran = unsafe { self.engine.run(&launch, &mut self.links, &mut wait) }?;
+        debug_assert_eq!(ran, Ran::Done, "a wait that never leaves");
+        Ok(())
     }
 
     /// Makes the communicator unusable and tells the others why.

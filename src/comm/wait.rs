@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::peer::{Gone, Peers, Word};
-use crate::exec::{Blocked, Idle};
+use crate::exec::{Blocked, Idle, Pause};
 use crate::transport::shm::Doorbell;
 use crate::transport::{AnyLink, Fault, Link};
 use crate::{Code, Error, Result};
@@ -280,7 +280,7 @@ impl Idle for Wait<'_> {
     }
 
     #[inline]
-    fn idle(&mut self, links: &mut [AnyLink], blocked: &[Blocked]) -> Result<()> {
+    fn idle(&mut self, links: &mut [AnyLink], blocked: &[Blocked]) -> Result<Pause> {
         if let Some(b) = blocked.iter().find(|b| b.fault) {
             return Err(self.fault(links, b));
         }
@@ -292,12 +292,12 @@ impl Idle for Wait<'_> {
             }
             if pumped {
                 // What came may be what is waited for: never sleep on it.
-                return Ok(());
+                return Ok(Pause::Again);
             }
         }
         if self.passes <= self.manner.spin {
             std::hint::spin_loop();
-            return Ok(());
+            return Ok(Pause::Again);
         }
         self.slow(links, blocked)
     }
@@ -305,7 +305,7 @@ impl Idle for Wait<'_> {
 
 impl Wait<'_> {
     #[cold]
-    fn slow(&mut self, links: &[AnyLink], blocked: &[Blocked]) -> Result<()> {
+    fn slow(&mut self, links: &[AnyLink], blocked: &[Blocked]) -> Result<Pause> {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         // Not at once: most waits are shorter than a look at all peers.
@@ -315,13 +315,14 @@ impl Wait<'_> {
         let yields = self.passes - self.manner.spin;
         if yields <= YIELD_IDLE || (yields <= YIELD && now - since > YIELD_TIME * yields) {
             std::thread::yield_now();
-            return Ok(());
+            return Ok(Pause::Again);
         }
         let shm = blocked.iter().any(|b| matches!(links[b.link as usize], AnyLink::Shm(_)));
         let tcp = blocked.iter().any(|b| !matches!(links[b.link as usize], AnyLink::Shm(_)))
             || self.peers.list.iter().filter_map(|p| p.tcp()).any(|c| c.wants_write());
         if tcp {
-            return self.check(blocked, if shm { PARK_MIXED } else { PARK });
+            self.check(blocked, if shm { PARK_MIXED } else { PARK })?;
+            return Ok(Pause::Again);
         }
         if !self.armed {
             // Say that we sleep, then look once more: whoever posts after that look sees the flag. Where
@@ -333,14 +334,14 @@ impl Wait<'_> {
             } else {
                 membarrier(MEMBARRIER_GLOBAL_EXPEDITED);
             }
-            return Ok(());
+            return Ok(Pause::Again);
         }
         let t = libc::timespec { tv_sec: 0, tv_nsec: PARK.as_nanos() as libc::c_long };
         // SAFETY: futex on our own mapped word.
         unsafe { libc::syscall(libc::SYS_futex, self.bell.word.as_ptr(), libc::FUTEX_WAIT, 1, &t) };
         self.armed = false;
         self.bell.word.store(0, Ordering::Relaxed);
-        Ok(())
+        Ok(Pause::Again)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The list of algorithms, and the groups that hierarchies are built on.
 
 use super::build::Builder;
+use super::collective::Collective;
 use super::compose;
 use super::op::Program;
 use super::stages::{direct, doubling, ring, tree};
@@ -73,8 +74,10 @@ impl Groups {
     }
 }
 
-/// An allreduce algorithm: a name, what is promised of it, and how to build it.
+/// An algorithm for a collective: a name, what is promised of it, and how to build it.
 pub struct Algorithm {
+    pub collective: Collective,
+    /// Algorithms of different collectives may have the same name.
     pub name: &'static str,
     /// One line on what it is good for.
     pub about: &'static str,
@@ -96,25 +99,26 @@ pub struct Algorithm {
 }
 
 impl Algorithm {
-    /// The program of `rank`. Depends on nothing but the arguments.
+    /// The program of `rank`. Depends on nothing but the arguments; on `root` only where the collective
+    /// has one.
     ///
     /// # Panics
-    /// If `rank` is not one of the groups' ranks.
-    pub fn program(&self, rank: usize, groups: &Groups) -> Program {
-        assert!(rank < groups.n(), "rank {rank} of {}", groups.n());
+    /// If `rank` or `root` is not one of the groups' ranks.
+    pub fn program(&self, rank: usize, groups: &Groups, root: usize) -> Program {
+        assert!(rank < groups.n() && root < groups.n(), "rank {rank}, root {root} of {}", groups.n());
         let mut b = Builder::new(rank, groups.n(), (self.chunks)(groups));
         (self.build)(&mut b, groups);
         b.finish()
     }
 
     /// The programs of all ranks: for verifying, printing and simulating.
-    pub fn programs(&self, groups: &Groups) -> Vec<Program> {
-        (0..groups.n()).map(|rank| self.program(rank, groups)).collect()
+    pub fn programs(&self, groups: &Groups, root: usize) -> Vec<Program> {
+        (0..groups.n()).map(|rank| self.program(rank, groups, root)).collect()
     }
 
-    /// The algorithm of this name.
-    pub fn by_name(name: &str) -> Option<&'static Algorithm> {
-        ALGORITHMS.iter().find(|a| a.name == name)
+    /// The algorithm of this name for a collective.
+    pub fn by_name(collective: Collective, name: &str) -> Option<&'static Algorithm> {
+        algorithms_of(collective).find(|a| a.name == name)
     }
 }
 
@@ -124,13 +128,19 @@ impl std::fmt::Debug for Algorithm {
     }
 }
 
-/// All allreduce algorithms.
+/// All algorithms of all collectives.
 pub fn algorithms() -> &'static [Algorithm] {
     &ALGORITHMS
 }
 
+/// The algorithms of one collective.
+pub fn algorithms_of(collective: Collective) -> impl Iterator<Item = &'static Algorithm> {
+    ALGORITHMS.iter().filter(move |a| a.collective == collective)
+}
+
 static ALGORITHMS: [Algorithm; 8] = [
     Algorithm {
+        collective: Collective::AllReduce,
         name: "one_shot",
         about: "everyone sends all to everyone: one hop, for tiny messages and few ranks",
         min_depth: 1,
@@ -141,6 +151,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         build: |b, _| direct::one_shot(b),
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "direct",
         about: "reduce_scatter and allgather between all pairs: two hops, least traffic, n messages",
         min_depth: 2,
@@ -156,6 +167,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         },
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "ring",
         about: "least traffic, to neighbours only, but 2(n-1) hops: for large messages",
         min_depth: 2,
@@ -171,6 +183,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         },
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "recursive_doubling",
         about: "log2(n) hops with the whole buffer each: for small messages and many ranks",
         min_depth: 1,
@@ -181,6 +194,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         build: |b, _| doubling::recursive_doubling(b),
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "halving_doubling",
         about: "2 log2(n) hops, least traffic where n is a power of two: for medium messages",
         min_depth: 2,
@@ -191,6 +205,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         build: |b, _| doubling::halving_doubling(b),
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "double_tree",
         about: "two binary trees, pipelined: 2 log2(n) hops, for medium messages and many ranks",
         min_depth: 1,
@@ -201,6 +216,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         build: |b, _| tree::double_tree(b),
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "hier_2d",
         about: "reduce_scatter in each host, allreduce across hosts on every rail, allgather in each host",
         min_depth: 2,
@@ -211,6 +227,7 @@ static ALGORITHMS: [Algorithm; 8] = [
         build: compose::hier_2d,
     },
     Algorithm {
+        collective: Collective::AllReduce,
         name: "hier_leader",
         about: "reduce to one rank a host, ring of these, broadcast: one connection in and out of a host",
         min_depth: 2,
@@ -238,8 +255,8 @@ mod tests {
     #[test]
     fn names_are_unique_and_found() {
         for a in algorithms() {
-            assert_eq!(Algorithm::by_name(a.name).map(|b| b.about), Some(a.about));
+            assert_eq!(Algorithm::by_name(a.collective, a.name).map(|b| b.about), Some(a.about));
         }
-        assert!(Algorithm::by_name("none").is_none());
+        assert!(Algorithm::by_name(Collective::AllReduce, "none").is_none());
     }
 }

@@ -57,11 +57,10 @@ impl Builder {
     pub fn finish(mut self) -> Program {
         let chunks = self.stored.len() as u32;
         if self.n == 1 {
-            let input = local(ArgKind::In, 0);
-            self.push(chunks, &[input], &[local(ArgKind::Out, 0)], true);
+            self.push((0, chunks), &[local(ArgKind::In)], &[local(ArgKind::Out)], true);
         }
         self.lanes.retain(|lane| !lane.ops.is_empty());
-        Program { lanes: self.lanes, chunks, scratch: 0 }
+        Program { lanes: self.lanes, blocks: 1, chunks, scratch: 0 }
     }
 
     // ---- scopes ----
@@ -126,19 +125,19 @@ impl Builder {
         if to.is_empty() {
             return;
         }
-        let (at, len) = self.span(part);
+        let span = self.span(part);
         let cur = self.cur(part);
         let dst = self.send_arg(to);
         let lane = self.lane_mut();
         if let Some(last) = lane.ops.last().copied()
-            && last.len == len
-            && lane.dsts(&last).contains(&local(ArgKind::Out, at))
+            && (last.at, last.len) == span
+            && lane.dsts(&last).contains(&local(ArgKind::Out))
         {
             lane.args.push(dst);
             lane.ops.last_mut().expect("just seen").ndst += 1;
             return;
         }
-        self.push(len, &[cur], &[dst], false);
+        self.push(span, &[cur], &[dst], false);
     }
 
     /// Receives the finished value of `part` from a member and stores it.
@@ -162,7 +161,7 @@ impl Builder {
         let (at, len) = self.span(part);
         let stored = &self.stored[at as usize..(at + len) as usize];
         assert!(stored.iter().all(|&s| s == stored[0]), "the running value of one part is in two places");
-        local(if stored[0] { ArgKind::Out } else { ArgKind::In }, at)
+        local(if stored[0] { ArgKind::Out } else { ArgKind::In })
     }
 
     fn span(&self, part: usize) -> (u32, u32) {
@@ -179,7 +178,7 @@ impl Builder {
                 Src::Mine => self.cur(part),
                 Src::From(member) => {
                     let ix = self.peers(&[member]);
-                    Arg { kind: ArgKind::Recv, port: self.scope.port, ix, at: 0 }
+                    Arg { kind: ArgKind::Recv, port: self.scope.port, ix, count: 0 }
                 }
             })
             .collect();
@@ -187,15 +186,15 @@ impl Builder {
             Some(member) => self.send_arg(&[member]),
             None => {
                 self.stored[at as usize..(at + len) as usize].fill(true);
-                local(ArgKind::Out, at)
+                local(ArgKind::Out)
             }
         };
-        self.push(len, &args, &[dst], complete);
+        self.push((at, len), &args, &[dst], complete);
     }
 
     fn send_arg(&mut self, to: &[usize]) -> Arg {
         let ix = self.peers(to);
-        Arg { kind: ArgKind::Send, port: self.scope.port, ix, at: to.len() as u32 }
+        Arg { kind: ArgKind::Send, port: self.scope.port, ix, count: to.len() as u16 }
     }
 
     /// Index of a run of `members` in the lane's peers, which is added where it is missing. (A peer may
@@ -212,12 +211,12 @@ impl Builder {
         u16::try_from(ix).expect("at most 65536 peers in a lane")
     }
 
-    fn push(&mut self, len: u32, srcs: &[Arg], dsts: &[Arg], complete: bool) {
+    fn push(&mut self, (at, len): (u32, u32), srcs: &[Arg], dsts: &[Arg], complete: bool) {
         let lane = self.lane_mut();
         let arg = lane.args.len() as u32;
         lane.args.extend_from_slice(srcs);
         lane.args.extend_from_slice(dsts);
-        lane.ops.push(Op { len, arg, nsrc: srcs.len() as u16, ndst: dsts.len() as u16, complete });
+        lane.ops.push(Op { at, len, arg, nsrc: srcs.len() as u16, ndst: dsts.len() as u16, complete });
     }
 
     fn lane_mut(&mut self) -> &mut Lane {
@@ -229,8 +228,8 @@ impl Builder {
     }
 }
 
-fn local(kind: ArgKind, at: u32) -> Arg {
-    Arg { kind, port: 0, ix: 0, at }
+fn local(kind: ArgKind) -> Arg {
+    Arg { kind, port: 0, ix: 0, count: 0 }
 }
 
 #[cfg(test)]
@@ -253,9 +252,9 @@ mod tests {
         let shape: Vec<(u16, u16, bool)> =
             lane.ops.iter().map(|op| (op.nsrc, op.ndst, op.complete)).collect();
         assert_eq!(shape, [(1, 1, false), (2, 2, true), (1, 1, false), (1, 1, false), (1, 1, false)]);
-        assert_eq!(lane.dsts(&lane.ops[1])[1], Arg { kind: ArgKind::Send, port: 0, ix: 0, at: 2 });
+        assert_eq!(lane.dsts(&lane.ops[1])[1], Arg { kind: ArgKind::Send, port: 0, ix: 0, count: 2 });
         assert_eq!(lane.peers, [1, 2]);
-        assert_eq!(lane.srcs(&lane.ops[2]), [Arg { kind: ArgKind::Out, port: 0, ix: 0, at: 3 }]);
+        assert_eq!((lane.srcs(&lane.ops[2]), lane.ops[2].at), (&[local(ArgKind::Out)][..], 3));
     }
 
     #[test]
@@ -267,8 +266,8 @@ mod tests {
             b.zoom(2, 3, 2, |b| {
                 assert_eq!((b.count(), b.span(1)), (2, (10, 2)));
                 b.fold(1, &[Src::From(2), Src::Mine], true);
-                assert_eq!(b.cur(1), local(ArgKind::Out, 10));
-                assert_eq!(b.cur(0), local(ArgKind::In, 8));
+                assert_eq!(b.cur(1), local(ArgKind::Out));
+                assert_eq!(b.cur(0), local(ArgKind::In));
             });
         });
         let p = b.finish();
@@ -280,6 +279,6 @@ mod tests {
     fn one_rank_copies() {
         let p = Builder::new(0, 1, 5).finish();
         assert_eq!(p.lanes.len(), 1);
-        assert_eq!(p.lanes[0].ops, [Op { len: 5, arg: 0, nsrc: 1, ndst: 1, complete: true }]);
+        assert_eq!(p.lanes[0].ops, [Op { at: 0, len: 5, arg: 0, nsrc: 1, ndst: 1, complete: true }]);
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use super::op::{Arg, ArgKind, Lane, Op, Program};
-use super::print::first_chunk;
 use super::verify::{Fault, FaultKind};
 
 /// Memory regions of a rank: the input, the output, then the scratch images.
@@ -97,7 +96,7 @@ impl<'a> Net<'a> {
     /// buffer or differ within an op, peers that do not exist, sends and receives that do not match
     /// one to one with the same chunks, channels with two lanes at one end.
     pub fn new(programs: &'a [Program]) -> Result<Net<'a>, Fault> {
-        let Some(Program { chunks, scratch, .. }) = programs.first().cloned() else {
+        let Some(&Program { chunks, scratch, .. }) = programs.first() else {
             return Err(Fault::whole(FaultKind::Malformed, 0, "there are no ranks".into()));
         };
         let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
@@ -137,7 +136,7 @@ impl<'a> Net<'a> {
 
     /// Adds an op to `wired`, or says what is malformed.
     fn wire_op(&self, wiring: &mut Wiring, wired: &mut NetLane, lane: &Lane, op: &Op) -> Result<(), String> {
-        let at = first_chunk(lane, op).ok_or("has no local operand")?;
+        let at = op.at;
         if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
             return Err(format!("runs past the end, {} chunks", self.chunks));
         }
@@ -151,7 +150,7 @@ impl<'a> Net<'a> {
                     wiring.ends[channel as usize].recvs.push(here);
                     Operand::Message { channel, reply: None }
                 }
-                _ => Operand::Local(self.region(src, at)?),
+                _ => Operand::Local(self.region(src)?),
             });
         }
         let mut dsts = Vec::with_capacity(op.ndst as usize);
@@ -159,9 +158,9 @@ impl<'a> Net<'a> {
             match dst.kind {
                 ArgKind::In => return Err("writes the input".into()),
                 ArgKind::Recv => return Err("has a receive as a destination".into()),
-                ArgKind::Send if dst.at == 0 => return Err("sends to nobody".into()),
+                ArgKind::Send if dst.count == 0 => return Err("sends to nobody".into()),
                 ArgKind::Send => {
-                    for k in 0..dst.at as usize {
+                    for k in 0..dst.count as usize {
                         let peer = self.peer(lane, dst.ix as usize + k, rank)?;
                         let channel = wiring.channel(rank, peer, dst.port);
                         wiring.ends[channel as usize].sends.push(here);
@@ -172,7 +171,7 @@ impl<'a> Net<'a> {
                         dsts.push(Operand::Message { channel, reply });
                     }
                 }
-                _ => dsts.push(Operand::Local(self.region(dst, at)?)),
+                _ => dsts.push(Operand::Local(self.region(dst)?)),
             }
         }
         if repeats(&srcs, false) || repeats(&dsts, true) {
@@ -201,13 +200,7 @@ impl<'a> Net<'a> {
         }
     }
 
-    fn region(&self, arg: &Arg, at: u32) -> Result<u32, String> {
-        if arg.at != at {
-            return Err(format!(
-                "joins chunks of different places, {} and {at}: their lengths differ",
-                arg.at
-            ));
-        }
+    fn region(&self, arg: &Arg) -> Result<u32, String> {
         match arg.kind {
             ArgKind::In => Ok(IN),
             ArgKind::Scratch if arg.ix as u32 >= self.scratch => Err(format!("uses scratch {}", arg.ix)),

@@ -21,6 +21,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::algorithm::{Algorithm, Groups, algorithms};
+use super::collective::Collective;
 use super::net::Net;
 use super::op::Program;
 use super::play::{Game, play};
@@ -105,15 +106,21 @@ pub struct Proof {
     pub messages: usize,
 }
 
-/// Proves an algorithm's schedule for these groups, and all that the algorithm declares.
-pub fn verify(algorithm: &Algorithm, groups: &Groups) -> Result<Proof, Fault> {
+/// Proves an algorithm's schedule for these groups and this root, and all that the algorithm declares.
+pub fn verify(algorithm: &Algorithm, groups: &Groups, root: usize) -> Result<Proof, Fault> {
     let claims =
         Claims { depth: algorithm.min_depth, ref_safe: algorithm.ref_safe, reply_safe: algorithm.reply_safe };
-    check(&algorithm.programs(groups), claims)
+    check(algorithm.collective, root, &algorithm.programs(groups, root), claims)
 }
 
-/// Proves a schedule (the programs of all ranks, in rank order) and the claims about it.
-pub fn check(programs: &[Program], claims: Claims) -> Result<Proof, Fault> {
+/// Proves a schedule for a collective (the programs of all ranks, in rank order) and the claims about it.
+pub fn check(
+    collective: Collective,
+    root: usize,
+    programs: &[Program],
+    claims: Claims,
+) -> Result<Proof, Fault> {
+    let _ = (collective, root);
     let net = Net::new(programs)?;
     let tiles = if net.scratch == 0 { 1 } else { 2 };
     live(&net, claims.depth, false)?;
@@ -172,12 +179,12 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
         for n in 1..=max_ranks {
             for groups in if algorithm.hierarchical { groupings(n) } else { vec![Groups::flat(n)] } {
                 let who = || format!("{} on {n} ranks in {} groups", algorithm.name, groups.len());
-                let proof = verify(algorithm, &groups).map_err(|f| crate::Error::from(f).who(who()))?;
+                let proof = verify(algorithm, &groups, 0).map_err(|f| crate::Error::from(f).who(who()))?;
                 sum.schedules += 1;
                 sum.ops += proof.ops;
                 sum.messages += proof.messages;
                 if algorithm.min_depth > 1
-                    && live_at(&algorithm.programs(&groups), algorithm.min_depth - 1).is_err()
+                    && live_at(&algorithm.programs(&groups, 0), algorithm.min_depth - 1).is_err()
                 {
                     sum.refused += 1;
                 }
@@ -228,8 +235,8 @@ mod tests {
 
     const CLAIMS: Claims = Claims { depth: 2, ref_safe: false, reply_safe: false };
 
-    fn arg(kind: ArgKind, ix: u16, at: u32) -> Arg {
-        Arg { kind, port: 0, ix, at }
+    fn arg(kind: ArgKind, ix: u16, count: u16) -> Arg {
+        Arg { kind, port: 0, ix, count }
     }
 
     /// A lane from (sources, destinations, complete), one chunk each.
@@ -237,7 +244,7 @@ mod tests {
         let mut lane = Lane { peers: peers.to_vec(), ..Lane::default() };
         for (srcs, dsts, complete) in ops {
             let (arg, nsrc, ndst) = (lane.args.len() as u32, srcs.len() as u16, dsts.len() as u16);
-            lane.ops.push(Op { len: 1, arg, nsrc, ndst, complete: *complete });
+            lane.ops.push(Op { at: 0, len: 1, arg, nsrc, ndst, complete: *complete });
             lane.args.extend_from_slice(srcs);
             lane.args.extend_from_slice(dsts);
         }
@@ -255,7 +262,7 @@ mod tests {
         let dsts = [&[send], first].concat();
         let zero = vec![lane(&[1], &[(&[input], &dsts, false)]), lane(&[1], &answer)];
         let one = vec![lane(&[0], &[(&[recv, input], &[out, send], true)])];
-        [zero, one].map(|lanes| Program { lanes, chunks: 1, scratch }).to_vec()
+        [zero, one].map(|lanes| Program { lanes, blocks: 1, chunks: 1, scratch }).to_vec()
     }
 
     #[test]
@@ -264,13 +271,16 @@ mod tests {
         // The second lane reads scratch after the answer: ordered in one tile. The first lane then
         // writes it for the next tile without waiting.
         let racy = ask(2, &[image(0)], &[(&[image(0)], &[image(1)], false)]);
-        let fault = check(&racy, CLAIMS).unwrap_err();
+        let fault = check(Collective::AllReduce, 0, &racy, CLAIMS).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Race, "{fault}");
         let net = Net::new(&racy).unwrap();
         let game = Game { tiles: 1, depth: None, values: true, in_place: false, by_ref: false, reply: false };
         assert!(play(&net, game).is_ok());
         let clean = ask(2, &[image(0)], &[]);
-        assert_eq!(check(&clean, CLAIMS), Ok(Proof { ranks: 2, lanes: 3, ops: 3, messages: 2 }));
+        assert_eq!(
+            check(Collective::AllReduce, 0, &clean, CLAIMS),
+            Ok(Proof { ranks: 2, lanes: 3, ops: 3, messages: 2 })
+        );
     }
 
     #[test]
@@ -298,17 +308,25 @@ mod tests {
             (&[recv(1)], &[out], false),
         ];
         let programs = |two: Lane| -> Vec<Program> {
-            let program = |lane: &Lane| Program { lanes: vec![lane.clone()], chunks: 1, scratch: 2 };
+            let program =
+                |lane: &Lane| Program { lanes: vec![lane.clone()], blocks: 1, chunks: 1, scratch: 2 };
             [&zero, &one, &two].map(program).to_vec()
         };
         let claims = Claims { ref_safe: true, ..CLAIMS };
         let eager = programs(lane(&[0, 1], &ops));
-        check(&eager, claims).unwrap();
-        let fault = check(&eager, Claims { reply_safe: true, ..claims }).unwrap_err();
+        check(Collective::AllReduce, 0, &eager, claims).unwrap();
+        let fault =
+            check(Collective::AllReduce, 0, &eager, Claims { reply_safe: true, ..claims }).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Race, "{fault}");
         // With the read first, all is well.
         ops.swap(0, 1);
-        check(&programs(lane(&[0, 1], &ops)), Claims { reply_safe: true, ..claims }).unwrap();
+        check(
+            Collective::AllReduce,
+            0,
+            &programs(lane(&[0, 1], &ops)),
+            Claims { reply_safe: true, ..claims },
+        )
+        .unwrap();
     }
 
     #[test]
@@ -316,7 +334,7 @@ mod tests {
         let mend = |change: &dyn Fn(&mut Program)| {
             let mut programs = ask(1, &[], &[]);
             change(&mut programs[0]);
-            check(&programs, CLAIMS).map_err(|f| f.kind)
+            check(Collective::AllReduce, 0, &programs, CLAIMS).map_err(|f| f.kind)
         };
         assert!(mend(&|_| {}).is_ok());
         let malformed: [&dyn Fn(&mut Program); 12] = [
@@ -324,25 +342,25 @@ mod tests {
             &|p| p.lanes[0].ops[0].arg = 77,
             &|p| p.lanes[0].ops[0].len = 2,
             &|p| p.lanes[0].ops[0].len = 0,
-            &|p| p.lanes[0].args[0].at = u32::MAX,
+            &|p| p.lanes[0].ops[0].at = u32::MAX,
             &|p| p.lanes[0].args[0] = arg(ArgKind::Send, 0, 1),
             &|p| p.lanes[1].args[1] = arg(ArgKind::In, 0, 0),
             &|p| p.lanes[1].args[1] = arg(ArgKind::Scratch, 1, 0),
             &|p| p.lanes[0].peers[0] = 0,
             &|p| p.lanes[0].peers[0] = 2,
-            &|p| p.lanes[0].args[1].at = u32::MAX,
+            &|p| p.lanes[0].args[1].count = u16::MAX,
             &|p| p.chunks = 2,
         ];
         for (i, change) in malformed.iter().enumerate() {
             assert_eq!(mend(change), Err(FaultKind::Malformed), "change {i}");
         }
-        assert!(check(&[], CLAIMS).is_err());
+        assert!(check(Collective::AllReduce, 0, &[], CLAIMS).is_err());
     }
 
     #[test]
     fn faults_name_the_place() {
-        let ring = Algorithm::by_name("ring").unwrap();
-        let fault = live_at(&ring.programs(&Groups::flat(3)), 1).unwrap_err();
+        let ring = Algorithm::by_name(Collective::AllReduce, "ring").unwrap();
+        let fault = live_at(&ring.programs(&Groups::flat(3), 0), 1).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Deadlock);
         assert_eq!(
             fault.text,

@@ -4,7 +4,7 @@
 //! know alike (ranks, hosts, bytes), never on a rank's own buffers or on a fresh measurement: so all
 //! ranks choose the same, and the same job gives the same bits every time.
 
-use crate::schedule::{self, Algorithm, ArgKind, Groups, Program};
+use crate::schedule::{self, Algorithm, ArgKind, Collective, Groups, Program};
 
 /// What all ranks know about the communicator.
 #[derive(Clone, Debug)]
@@ -24,7 +24,8 @@ pub struct Choice {
 }
 
 fn named(name: &str) -> &'static Algorithm {
-    schedule::Algorithm::by_name(name).expect("a built-in choice names a built-in algorithm")
+    schedule::Algorithm::by_name(Collective::AllReduce, name)
+        .expect("a built-in choice names a built-in algorithm")
 }
 
 /// Largest message where nothing else is known to be better: it stays in a core's L2, and fits a slot
