@@ -81,8 +81,8 @@ impl Shape {
         let fraction = (u128::from(rest) << 64).div_ceil(u128::from(parts)) as u64;
         let mut shape =
             Shape { last: tiles.max(1) - 1, lines, fraction, tables: [usize::MAX; 3], largest: 0 };
-        let tail = count - cut(count, parts - 1, parts, unit);
         // The last tile is among the longer ones, if there are any, and cut short.
+        let tail = count - (lines * (parts - 1) + rest.saturating_sub(1)) * unit;
         let lengths = [(parts > 1, lines * unit), (rest > 1, (lines + 1) * unit), (true, tail)];
         for (i, &(occurs, length)) in lengths.iter().enumerate() {
             if !occurs {
@@ -100,9 +100,8 @@ impl Shape {
     /// Byte offset of a tile in its block, and its table.
     #[inline]
     fn tile(&self, tile: u32) -> (usize, usize) {
-        let line = |i: u32| {
-            u64::from(i) * self.lines + (u128::from(i) * u128::from(self.fraction) >> 64) as u64
-        };
+        let line =
+            |i: u32| u64::from(i) * self.lines + (u128::from(i) * u128::from(self.fraction) >> 64) as u64;
         let start = line(tile);
         let which = if tile == self.last { 2 } else { (line(tile + 1) - start - self.lines) as usize };
         (start as usize * LINE, self.tables[which])
