@@ -13,6 +13,7 @@
 //! service    the thread that does it     conn     one non-blocking connection
 //! handshake  a connection's life         wire     its messages and their proofs
 //! names      host names, looked up without blocking
+//! fuzz       what a fuzzer calls
 //! dial, accept, root   the three things that connections are for
 //! ```
 
@@ -20,6 +21,7 @@ mod accept;
 mod conn;
 mod dial;
 mod env;
+mod fuzz;
 mod handshake;
 mod host;
 mod id;
@@ -36,6 +38,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use env::{EnvJob, from_env};
+#[doc(hidden)]
+pub use fuzz::{fuzz_accept, fuzz_dial, fuzz_env, fuzz_id, fuzz_wire};
 pub use id::UniqueId;
 
 use crate::log::{Level, log};

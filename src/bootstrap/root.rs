@@ -30,6 +30,10 @@ struct Session {
 }
 
 impl Root {
+    pub fn new(key: Key) -> Root {
+        Root { key, note: String::new(), sessions: HashMap::new() }
+    }
+
     pub fn next_deadline(&self) -> Option<Instant> {
         let open = self.sessions.values().filter(|s| s.over.is_none());
         open.flat_map(|s| s.joined.values().map(|j| j.1)).min()
@@ -86,7 +90,7 @@ impl Service {
                 }
             }
         }
-        state.roots.insert(tag, Root { key, note, sessions: HashMap::new() });
+        state.roots.insert(tag, Root { note, ..Root::new(key) });
         drop(state);
         self.poke();
         Ok(())

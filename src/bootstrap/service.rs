@@ -124,7 +124,7 @@ impl State {
         }
     }
 
-    fn welcome(&mut self, sock: Socket, unix: bool, from: String, now: Instant) {
+    pub fn welcome(&mut self, sock: Socket, unix: bool, from: String, now: Instant) {
         if sock.set_nonblocking(true).is_err() {
             return;
         }
@@ -147,7 +147,7 @@ impl State {
     }
 
     /// Does what is due, and says when the next thing will be.
-    fn timers(&mut self, now: Instant) -> Option<Instant> {
+    pub fn timers(&mut self, now: Instant) -> Option<Instant> {
         let late: Vec<u64> = self
             .conns
             .iter()
