@@ -18,7 +18,7 @@ use super::id::UniqueId;
 use super::root::Root;
 use super::service::{Outcome, State};
 use super::wire::{
-    self, ANSWER_LEN, From, HELLO_LEN, Hello, Join, Key, MAX_VERDICT, Reader, Role, frame_len, tag,
+    self, ANSWER_LEN, From, HELLO_LEN, Hello, Join, Key, MAX_VERDICT, Reader, Role, Verdict, frame_len, tag,
 };
 use super::{Member, host};
 
@@ -184,8 +184,11 @@ pub fn fuzz_accept(data: &[u8]) {
     let mut now = start;
     let root = tag(&KEY);
     let peers: Key = [8; 32];
-    state.roots.insert(root, Root::new(KEY));
-    state.open_end(tag(&peers), ME, peers);
+    state.roots.insert(root, Root::new(KEY, false));
+    state.reserve_end(tag(&peers), ME);
+    if s.byte() % 4 != 0 {
+        state.open_end(tag(&peers), ME, peers, now);
+    }
     let mut all: Vec<Stranger> = Vec::new();
     let mut tickets = Vec::new();
     // How many may be in, at most.
@@ -258,9 +261,10 @@ pub fn fuzz_accept(data: &[u8]) {
                 let accept = Accept { tag: tag(&peers), me: ME, peer, purpose, body, fd: None, taken: false };
                 tickets.push(state.start_accept(accept, now));
             }
-            9 => match s.byte() % 3 {
+            9 => match s.byte() % 4 {
                 0 => state.close_end(tag(&peers), ME),
                 1 => state.close_root(&root),
+                2 => state.open_end(tag(&peers), ME, peers, now),
                 _ => drop(tickets.pop().map(|t| state.cancel(t))),
             },
             _ => {}
@@ -325,7 +329,10 @@ pub fn fuzz_dial(data: &[u8]) {
             }
             (3 | 4, Some(hello)) => {
                 let body = match (s.byte() % 4, join) {
-                    (0, true) => wire::put_verdict(&Ok((0..s.byte() % 5).map(|_| s.member()).collect())),
+                    (0, true) => {
+                        let members = (0..s.byte() % 5).map(|_| s.member()).collect();
+                        wire::put_verdict(&Ok(Verdict { salt: KEY, members }))
+                    }
                     (1, true) => {
                         wire::put_verdict(&Err(crate::Error::timeout(String::from_utf8_lossy(&s.bytes()))))
                     }
