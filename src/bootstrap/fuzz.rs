@@ -76,8 +76,8 @@ pub fn fuzz_id(data: &[u8]) {
 pub fn fuzz_env(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let get = |name: &str| {
-        let values = text.lines().filter_map(|l| l.split_once('=')).filter(|v| v.0 == name);
-        values.last().map(|v| v.1.trim().to_string()).filter(|v| !v.is_empty())
+        let mut values = text.lines().filter_map(|l| l.split_once('=')).filter(|v| v.0 == name);
+        values.next_back().map(|v| v.1.trim().to_string()).filter(|v| !v.is_empty())
     };
     if let Ok(found) = (Env { get: &get, launcher: &|v| format!("launcher of {v}") }).find() {
         // Longer names are looked up.
