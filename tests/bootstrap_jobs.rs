@@ -119,6 +119,35 @@ fn act(job: &str) -> graccl::Result<String> {
             drop(ends);
             Ok(format!("ok {many} while they meet, {} after, {inherited} inherited", new().len()))
         }
+        // Two ranks while strangers hold more connections than a process takes at a time.
+        "flood" => {
+            let first = UniqueId::create()?;
+            let ranks = |id: UniqueId| -> Vec<Bootstrap> {
+                let both = std::thread::scope(|s| {
+                    let both = [0, 1].map(|r| s.spawn(move || join(&id, r, 2, wait).unwrap()));
+                    both.map(|t| t.join().unwrap())
+                });
+                both.into()
+            };
+            let port = ranks(first)[0].members[0].port;
+            let flood: Vec<_> =
+                (0..300).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+            std::thread::sleep(Duration::from_millis(100));
+            let start = Instant::now();
+            let both = ranks(UniqueId::create()?);
+            let local = start.elapsed();
+            std::thread::scope(|s| {
+                both.iter().for_each(|b| drop(s.spawn(|| mesh(b, 0, true, wait).unwrap())))
+            });
+            let all = start.elapsed();
+            drop(flood);
+            // Strangers have a second when others wait, and do not touch those of this host at all.
+            assert!(
+                local < Duration::from_millis(500) && all < Duration::from_millis(3500),
+                "{local:?} {all:?}"
+            );
+            Ok("ok".into())
+        }
         // Another user's process finds the root's Unix socket.
         "other user" => {
             let name = {
@@ -385,6 +414,11 @@ fn descriptors_are_few_and_not_inherited() {
     // duplicate that it was given.
     let got = results_of(program("descriptors").spawn().unwrap());
     assert_eq!(got, ["ok 10 while they meet, 4 after, 0 inherited"]);
+}
+
+#[test]
+fn a_flood_of_silent_strangers() {
+    assert_eq!(results_of(program("flood").spawn().unwrap()), ["ok"]);
 }
 
 #[test]

@@ -86,15 +86,28 @@ impl State {
         self.conclude(token, message, Step::Last { ticket: Some(ticket), body: theirs }, now);
     }
 
-    /// Rank `me` of this process takes peers from now on; false if the process has it already.
-    pub fn open_end(&mut self, tag: Tag, me: u32, key: Key) -> bool {
+    /// Rank `me` of this process will take peers: they wait for [`State::open_end`]. False if the process
+    /// has that rank already.
+    pub fn reserve_end(&mut self, tag: Tag, me: u32) -> bool {
         match self.ends.entry((tag, me)) {
             Entry::Occupied(_) => false,
             Entry::Vacant(place) => {
-                place.insert(key);
+                place.insert(None);
                 true
             }
         }
+    }
+
+    /// The key of the communicator is known: peers may prove that they have it.
+    pub fn open_end(&mut self, tag: Tag, me: u32, key: Key, now: Instant) {
+        self.ends.insert((tag, me), Some(key));
+        self.drive_waiting(now);
+    }
+
+    fn drive_waiting(&mut self, now: Instant) {
+        let waiting = self.conns.iter().filter(|(_, (c, step))| step.waits_for_key(c)).map(|c| *c.0);
+        let waiting: Vec<u64> = waiting.collect();
+        waiting.into_iter().for_each(|token| self.drive(token, now));
     }
 
     /// Rank `me` takes no more peers: forgets those that wait for it, and fails what it waits for.
@@ -115,5 +128,7 @@ impl State {
             !matches!(step, Step::Parked { hello, .. } | Step::Proof { hello, .. }
                 if hello.tag == tag && hello.to == me)
         });
+        // Those that were too early are too late now.
+        self.drive_waiting(Instant::now());
     }
 }

@@ -39,7 +39,7 @@ pub struct EnvJob {
 
 /// What was found, before it becomes an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
+pub(super) struct Found {
     launcher: &'static str,
     rank: usize,
     size: usize,
@@ -49,7 +49,7 @@ struct Found {
     identity: String,
     id: Option<UniqueId>,
     /// Host of rank 0 and the TCP ports to try there; `None` if all ranks are on this host.
-    root: Option<(String, u16, u8)>,
+    pub root: Option<(String, u16, u8)>,
 }
 
 /// TCP ports that are tried where no port was given to graccl alone.
@@ -75,10 +75,10 @@ pub fn from_env() -> Result<EnvJob> {
     found.job(get("GRACCL_KEY"), generation)
 }
 
-struct Env<'a> {
-    get: &'a dyn Fn(&str) -> Option<String>,
+pub(super) struct Env<'a> {
+    pub get: &'a dyn Fn(&str) -> Option<String>,
     /// Identity of the process that gave the ranks their variable of this name.
-    launcher: &'a dyn Fn(&str) -> String,
+    pub launcher: &'a dyn Fn(&str) -> String,
 }
 
 fn not_a_number(name: &str, value: &str) -> Error {
@@ -139,7 +139,7 @@ impl Env<'_> {
         }
     }
 
-    fn find(&self) -> Result<Found> {
+    pub fn find(&self) -> Result<Found> {
         let found = |launcher, (rank, size)| Found {
             launcher,
             rank,
@@ -259,7 +259,7 @@ impl Env<'_> {
 }
 
 impl Found {
-    fn job(self, secret: Option<String>, generation: u32) -> Result<EnvJob> {
+    pub fn job(self, secret: Option<String>, generation: u32) -> Result<EnvJob> {
         let parts = match &self.id {
             Some(id) => IdParts { keep: true, generation, ..id.parts()? },
             None => {
@@ -307,7 +307,7 @@ fn place_of(host: &str) -> Result<Place> {
 }
 
 /// First host of a Slurm list: "node[03-05,9],x" is node03.
-fn first_host(list: &str) -> String {
+pub(super) fn first_host(list: &str) -> String {
     let mut host = String::new();
     let mut rest = list;
     while let Some(c) = rest.chars().next() {

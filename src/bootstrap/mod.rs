@@ -13,6 +13,7 @@
 //! service    the thread that does it     conn     one non-blocking connection
 //! handshake  a connection's life         wire     its messages and their proofs
 //! names      host names, looked up without blocking
+//! fuzz       what a fuzzer calls
 //! dial, accept, root   the three things that connections are for
 //! ```
 
@@ -20,6 +21,7 @@ mod accept;
 mod conn;
 mod dial;
 mod env;
+mod fuzz;
 mod handshake;
 mod host;
 mod id;
@@ -36,6 +38,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use env::{EnvJob, from_env};
+#[doc(hidden)]
+pub use fuzz::{fuzz_accept, fuzz_dial, fuzz_env, fuzz_id, fuzz_wire};
 pub use id::UniqueId;
 
 use crate::log::{Level, log};
@@ -46,7 +50,7 @@ use dial::Dial;
 use id::{IdParts, Place};
 use names::Names;
 use service::{Outcome, Service};
-use wire::{Hello, Join, Key, MAX_BODY, MAX_VERDICT, ROOT, Role, Tag};
+use wire::{Hello, Join, Key, MAX_BODY, MAX_VERDICT, ROOT, Role, Tag, Verdict};
 
 /// How long one address of a root that may not be up yet is tried.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -117,10 +121,20 @@ struct Link {
 }
 
 impl Link {
+    /// `key` is what the id says.
     fn new(service: &'static Service, key: Key, rank: u32) -> Link {
         let tag = wire::tag(&key);
-        let open = service.lock().open_end(tag, rank, key);
+        let open = service.lock().reserve_end(tag, rank);
         Link { service, tag, key, rank, open: AtomicBool::new(open), pid: std::process::id() }
+    }
+
+    /// With what the root has added to the key, peers can connect.
+    fn open(&mut self, salt: &Key) {
+        self.key = wire::salted_key(&self.key, salt);
+        if *self.open.get_mut() {
+            self.service.lock().open_end(self.tag, self.rank, self.key, Instant::now());
+            self.service.poke();
+        }
     }
 
     fn close(&self) {
@@ -217,12 +231,13 @@ impl Bootstrap {
         let home = service.home().map_err(|e| e.who(format!("rank {rank}")))?;
         (card.unix, card.port, card.addrs) = (home.unix, home.port, home.addrs);
         // Peers may connect as soon as they know this card, so the link comes first.
-        let link = Link::new(service, parts.session_key(), rank as u32);
+        let mut link = Link::new(service, parts.session_key(), rank as u32);
         if parts.rank0_listens && rank == 0 {
             let first = parts.port;
-            service.open_root(parts.key, first..first.saturating_add(parts.ports.into()))?;
+            service.open_root(parts.key, first..first.saturating_add(parts.ports.into()), first == 0)?;
         }
-        let members = join(service, &parts, card, size, init_timeout, cancel)?;
+        let Verdict { salt, members } = join(service, &parts, card, size, init_timeout, cancel)?;
+        link.open(&salt);
         let mut seen: Vec<u64> = Vec::new();
         let hosts = members.iter().map(|m| {
             let n = seen.iter().position(|h| *h == m.host).unwrap_or(seen.len());
@@ -503,7 +518,7 @@ fn join(
     size: usize,
     timeout: Duration,
     cancel: &AtomicBool,
-) -> Result<Vec<Member>> {
+) -> Result<Verdict> {
     let rank = card.rank;
     let me = || format!("rank {rank} of {size}");
     let start = Instant::now();
