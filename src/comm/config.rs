@@ -16,7 +16,7 @@ pub enum TransportChoice {
 }
 
 /// Settings of one communicator. [`Config::from_env`] reads the environment; fields may be changed
-/// afterwards. All ranks must use the same `transport` and `algorithm`.
+/// afterwards. All ranks must use the same `transport`, `algorithm`, `deterministic` and `encrypt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `GRACCL_TRANSPORT` = auto | shm | tcp.
@@ -29,6 +29,11 @@ pub struct Config {
     pub init_timeout: Duration,
     /// `GRACCL_VERIFY` = 1: prove every schedule for this job's ranks before its first use.
     pub verify: bool,
+    /// `GRACCL_DETERMINISTIC` = 1: results have the same bits whatever the transport, the algorithm and
+    /// the ranks per host.
+    pub deterministic: bool,
+    /// `GRACCL_ENCRYPT` = 1: encrypt what goes over TCP.
+    pub encrypt: bool,
 }
 
 impl Default for Config {
@@ -39,6 +44,8 @@ impl Default for Config {
             timeout: Duration::from_secs(1800),
             init_timeout: Duration::from_secs(300),
             verify: false,
+            deterministic: false,
+            encrypt: false,
         }
     }
 }
@@ -70,7 +77,10 @@ impl Config {
             };
         }
         c.algorithm = std::env::var("GRACCL_ALGO").ok().filter(|a| !a.is_empty() && a != "auto");
-        c.verify = std::env::var("GRACCL_VERIFY").is_ok_and(|v| v != "0" && !v.is_empty());
+        let set = |name| std::env::var(name).is_ok_and(|v| v != "0" && !v.is_empty());
+        c.verify = set("GRACCL_VERIFY");
+        c.deterministic = set("GRACCL_DETERMINISTIC");
+        c.encrypt = set("GRACCL_ENCRYPT");
         Ok(c)
     }
 }
