@@ -42,8 +42,8 @@ pub struct graccl_config_t {
     /// 1: prove every schedule for this job's ranks before its first use; 0: do not. GRACCL_VERIFY;
     /// 0.
     pub verify: c_int,
-    /// 0: the functions that join return GRACCL_IN_PROGRESS at once, and graccl_comm_get_async_error tells when
-    /// all ranks have joined; 1: they wait. 1.
+    /// 0: the functions that join return GRACCL_IN_PROGRESS at once, and graccl_comm_get_async_error
+    /// tells when all ranks have joined; 1: they wait. No variable; 1.
     pub blocking: c_int,
     /// 1: results have the same bits whatever the count of ranks per host, the transport and the
     /// algorithm, at some cost in speed; 0: they have them on all ranks of a call, no more.

@@ -115,9 +115,9 @@ pub extern "C" fn graccl_get_error_string(result: ResultInt) -> *const c_char {
 ///         only after a call that failed.
 ///
 /// The text belongs to graccl and is valid until the calling thread's next graccl call or its end.
-/// A call that failed after it was started or in a group counts as the call that reported it:
-/// graccl_request_test, graccl_request_wait, graccl_group_end or graccl_comm_get_async_error. May be called by any
-/// thread at any time.
+/// A call that failed after it was started or in a group counts as the one that reported it:
+/// graccl_request_test, graccl_request_wait, graccl_group_end, graccl_comm_get_async_error. May be
+/// called by any thread at any time.
 #[unsafe(no_mangle)]
 pub extern "C" fn graccl_last_error(comm: *const graccl_comm_t) -> *const c_char {
     let text = catch_unwind(|| {
