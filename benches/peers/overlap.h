@@ -10,8 +10,9 @@
 //
 // Rates are counts of a unit of work over time, with the time of beginning and asking in it.
 #pragma once
-#include <dirent.h>
 #include "sweep.h"
+
+#include <dirent.h>
 
 #ifdef __cplusplus
 extern "C" {
