@@ -105,10 +105,72 @@ TCP_BARS = [(4, 1.2, 1.0), (64 * K, 1.3, 0.95), (256 * K, 1.0, 1.0), (M, 1.3, 0.
 
 
 # The other collectives.
-EVERY = {"ompi4": "", "ompi5": "", "ompi5/eager": "", "mpich4": "", "mpich5": "", "impi": "", "impi/avx2": "", "oneccl": ""}
-EVERY_TCP = {"ompi4": "", "ompi5": "", "mpich4": "", "mpich5": "", "impi": "", "oneccl": "", "gloo": ""}
-ALL_GATHER_SHM = REDUCE_SCATTER_SHM = BROADCAST_SHM = ALL_TO_ALL_SHM = BARRIER_SHM = EVERY
-ALL_GATHER_TCP = REDUCE_SCATTER_TCP = BROADCAST_TCP = ALL_TO_ALL_TCP = BARRIER_TCP = EVERY_TCP
+ALL_GATHER_SHM = {
+    "ompi4": "4:4K 1M:256M",
+    "ompi5": "4:4K",
+    "impi": "",
+    "impi/a3": "4K:1M",
+    "impi/a5": "1M:256M",
+    "oneccl": "4M:256M",
+}
+ALL_GATHER_TCP = {
+    "mpich4/none": "4:4K",
+    "impi": "",
+    "impi/a1": "",
+    "ompi4/a4": "1M:256M",
+    "mpich5/none": "1M:256M",
+}
+REDUCE_SCATTER_SHM = {
+    "ompi4/a3": "4:4K",
+    "ompi5": "4:4K",
+    "impi": "",
+    "impi/avx2": "4K:256M",
+    "oneccl": "1M:256M",
+    "mpich5": "4M:256M",
+}
+REDUCE_SCATTER_TCP = {
+    "mpich4/none": "4:4K",
+    "impi": "",
+    "impi/a1": "4:1M",
+    "oneccl": "16K:1M",
+    "mpich5": "1M:256M",
+}
+BROADCAST_SHM = {
+    "ompi4/sm": "4:4K",
+    "ompi4/a1": "4:4K",
+    "ompi5/a1": "4:4K",
+    "impi": "",
+    "impi/a1": "1K:1M",
+    "impi/a7": "4K:256M",
+    "impi/a4": "1M:256M",
+    "ompi4/a5": "1M:256M",
+    "oneccl": "4M:256M",
+}
+BROADCAST_TCP = {
+    "mpich4/none": "4:4K",
+    "impi/a8": "4:4K",
+    "impi/a7": "4K:1M",
+    "ompi4/a4": "16K:1M",
+    "ompi5/a4": "16K:256M",
+    "impi/a1": "1M:256M",
+    "ompi4/a5": "1M:256M",
+}
+ALL_TO_ALL_SHM = {
+    "ompi4": "4:4K 1M:256M",
+    "ompi5": "4:4K",
+    "ompi5/a1": "16K:256M",
+    "impi": "4K:256M",
+    "impi/a3": "",
+}
+ALL_TO_ALL_TCP = {
+    "mpich4": "4:4K",
+    "mpich4/none": "",
+    "oneccl": "16K:1M",
+    "ompi5/a5": "16K:256M",
+    "mpich5": "1M:256M",
+}
+BARRIER_SHM = {"ompi4/a3": "", "ompi5/a5": "", "impi": "", "impi/a1": ""}
+BARRIER_TCP = {"mpich4": "", "mpich4/none": "", "impi": "", "impi/a8": ""}
 
 
 def _others(collective, place, peers_shm, peers_tcp):
@@ -157,7 +219,7 @@ BY_NAME = {c.name: c for c in CASES}
 COLLECTIVES = list(dict.fromkeys(c.collective for c in CASES))
 
 # --overlap: what a non-blocking allreduce leaves of its caller's core
-OVERLAP = Case("overlap", "", [], {p: "" for p in ("graccl", "ompi5", "mpich5", "impi", "impi/async")}, sizes="64M", collective="overlap")
+OVERLAP = Case("overlap", "", [], {p: "" for p in ("graccl", "ompi5", "mpich5", "impi")}, sizes="64M", collective="overlap")
 
 # --quick: a first impression in a few minutes
 QUICK_CASES = ["shm-in", "registered", "tcp-in"]
