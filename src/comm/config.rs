@@ -51,8 +51,8 @@ impl Default for Config {
     }
 }
 
-fn seconds(name: &str, default: Duration) -> Result<Duration> {
-    let Ok(text) = std::env::var(name) else { return Ok(default) };
+fn seconds(get: &dyn Fn(&str) -> Option<String>, name: &str, default: Duration) -> Result<Duration> {
+    let Some(text) = get(name) else { return Ok(default) };
     match text.trim().parse::<f64>() {
         Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
         _ => Err(Error::argument(format!("{name}={text} is not a time in seconds"))
@@ -60,23 +60,18 @@ fn seconds(name: &str, default: Duration) -> Result<Duration> {
     }
 }
 
-fn switch(name: &str) -> Result<bool> {
-    match std::env::var(name).as_deref() {
-        Err(_) | Ok("" | "0") => Ok(false),
-        Ok("1") => Ok(true),
-        Ok(v) => {
-            Err(Error::argument(format!("{name}={v} is neither 0 nor 1")).hint("1 turns it on, 0 off"))
-        }
-    }
-}
-
 impl Config {
     /// Defaults, overridden by the environment. A value that cannot be understood is an error.
     pub fn from_env() -> Result<Config> {
+        Config::from_vars(&|name| std::env::var(name).ok())
+    }
+
+    /// [`Config::from_env`] with variables from elsewhere.
+    pub(crate) fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
         let mut c = Config::default();
-        c.timeout = seconds("GRACCL_TIMEOUT", c.timeout)?;
-        c.init_timeout = seconds("GRACCL_INIT_TIMEOUT", c.init_timeout)?;
-        if let Ok(t) = std::env::var("GRACCL_TRANSPORT") {
+        c.timeout = seconds(get, "GRACCL_TIMEOUT", c.timeout)?;
+        c.init_timeout = seconds(get, "GRACCL_INIT_TIMEOUT", c.init_timeout)?;
+        if let Some(t) = get("GRACCL_TRANSPORT") {
             c.transport = match t.as_str() {
                 "auto" | "" => TransportChoice::Auto,
                 "shm" => TransportChoice::Shm,
@@ -87,10 +82,11 @@ impl Config {
                 }
             };
         }
-        c.algorithm = std::env::var("GRACCL_ALGO").ok().filter(|a| !a.is_empty() && a != "auto");
-        c.verify = switch("GRACCL_VERIFY")?;
-        c.deterministic = switch("GRACCL_DETERMINISTIC")?;
-        c.encrypt = switch("GRACCL_ENCRYPT")?;
+        c.algorithm = get("GRACCL_ALGO").filter(|a| !a.is_empty() && a != "auto");
+        let switch = |name| get(name).is_some_and(|v| v != "0" && !v.is_empty());
+        c.verify = switch("GRACCL_VERIFY");
+        c.deterministic = switch("GRACCL_DETERMINISTIC");
+        c.encrypt = switch("GRACCL_ENCRYPT");
         Ok(c)
     }
 }

@@ -44,9 +44,9 @@ impl Communicator {
     /// Parts the ranks into communicators: those that give the same `color` are together, in the order
     /// of `key`, and of their ranks here where keys are equal. `None` as a colour: this rank gets none.
     ///
-    /// Collective. The new one shares the connections, and inherits the settings but for those in
-    /// `config`; this one stays usable.
-    pub fn split(&self, color: Option<u32>, key: i32, config: Option<&Config>) -> Result<Option<Communicator>> {
+    /// Collective, and not for groups. The new one shares the connections, and has the same settings; this
+    /// one stays usable.
+    pub fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Communicator>> {
         if group::active() {
             return Err(Error::usage("a communicator cannot be split in a group")
                 .hint("split it in a thread for each rank"));
@@ -57,9 +57,9 @@ impl Communicator {
             let mut phase = self.shared.phase.lock();
             let inner = phase.ready()?;
             inner.children += 1;
-            let config = config.unwrap_or(&inner.config).clone();
             let (fabric, members) = (inner.fabric.clone(), inner.members.clone());
-            (Parent { fabric, ctx: inner.ctx, members, config }, inner.children)
+            let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
+            (parent, inner.children)
         };
         let mut all = vec![0i64; 2 * self.size()].into_boxed_slice();
         let send = Box::new(mine);
@@ -99,7 +99,7 @@ impl Communicator {
 
     /// A communicator of the same ranks whose calls are apart from those of this one. Collective.
     pub fn duplicate(&self) -> Result<Communicator> {
-        self.split(Some(0), 0, None)?.ok_or_else(|| Error::internal("a duplicate without ranks"))
+        self.split(Some(0), 0)?.ok_or_else(|| Error::internal("a duplicate without ranks"))
     }
 
     /// After ranks have died: a communicator of those that live, in the same order. All survivors call
