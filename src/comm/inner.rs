@@ -727,6 +727,7 @@ impl Inner {
 
     /// The lower rank is on its way through the same call, or gone.
     fn awaited(&mut self, conn: &Conn, peer: u32) -> Result<Option<u32>> {
+        self.fabric.pump();
         self.fabric.listen();
         match self.gone(peer) {
             Some(gone) if !self.post.open().links.keys().any(|(r, _)| *r == conn.rank) => {
@@ -740,6 +741,7 @@ impl Inner {
     fn cause(&self, e: Error) -> Error {
         let until = Instant::now() + 3 * RUMOUR;
         loop {
+            self.fabric.pump();
             self.fabric.listen();
             if let Some(told) = self.told() {
                 return told;
@@ -855,6 +857,8 @@ impl Inner {
             return Ok(());
         }
         self.checked = Some(now);
+        // Words also come over connections that these calls do not use.
+        self.fabric.pump();
         self.fabric.listen();
         if let Some(e) = self.told() {
             return Err(e);
