@@ -447,7 +447,11 @@ impl Inner {
     fn step(&mut self, task: &mut Task) -> Result<Step> {
         let mut moved = false;
         if !matches!(task.stage, Stage::Running { .. }) {
-            let Some(prepared) = self.prepare(task)? else { return Ok(Step::Stuck) };
+            let prepared = match self.prepare(task) {
+                Ok(p) => p,
+                Err(e) => return Err(placed(e, task)),
+            };
+            let Some(prepared) = prepared else { return Ok(Step::Stuck) };
             let mut engine = std::mem::take(&mut self.engine);
             let scratch = vec![0; prepared.scratch];
             engine.start(&launch(
@@ -513,7 +517,7 @@ impl Inner {
             return known;
         }
         let programs = a.programs(&self.layout.groups, key.root as usize);
-        let is = schedule::is_canonical(a.collective, &programs);
+        let is = schedule::is_canonical(a.collective, key.root as usize, &programs);
         self.canonical.insert(route, is);
         is
     }
@@ -937,9 +941,7 @@ impl Inner {
             !self.ports.keys().any(|(r, _)| r == p)
         });
         let peer = peer.unwrap_or(0);
-        let mut e = self.fabric.late(self.members[peer as usize] as usize);
-        let at = position(task);
-        e.who = if e.who.is_empty() { at } else { format!("{}, {at}", e.who) };
+        let mut e = placed(self.fabric.late(self.members[peer as usize] as usize), task);
         if !e.hint.contains("GRACCL_TIMEOUT") {
             e.hint += "; GRACCL_TIMEOUT (seconds) sets the limit";
         }
@@ -1041,7 +1043,7 @@ impl Inner {
     }
 
     /// Where the first task stands.
-    fn position(&self) -> String {
+    pub fn position(&self) -> String {
         match self.queue.front().or(self.side.front()) {
             Some(t) => position(t),
             None => format!("rank {}", self.rank),
@@ -1200,6 +1202,15 @@ unsafe fn scale(work: &mut Work, factor: crate::Factor, n: usize, rank: usize) -
     work.send = to;
     work.in_place = takes;
     kept
+}
+
+/// The error with the place where it happened, unless it was told by another rank.
+fn placed(mut e: Error, task: &Task) -> Error {
+    if !e.who.contains("told by") {
+        let at = position(task);
+        e.who = if e.who.is_empty() { at } else { format!("{}, {at}", e.who) };
+    }
+    e
 }
 
 /// What call a task is, and where in it.

@@ -583,7 +583,7 @@ impl Communicator {
         // A thread that is at it sees the flag within milliseconds and tells the others itself.
         let Some(mut phase) = s.phase.try_lock() else { return };
         if let Phase::Ready(inner) = &mut *phase {
-            let e = inner::aborted(format!("rank {}", s.rank));
+            let e = inner::aborted(inner.position());
             inner.fail(&e);
             let (finished, own) = (std::mem::take(&mut inner.finished), inner.fabric.own);
             drop(phase);

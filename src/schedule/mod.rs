@@ -24,8 +24,5 @@ pub use op::{Arg, ArgKind, Lane, Op, Program};
 pub use print::{describe, goal, picture, step};
 pub use shape::cut;
 pub use verify::{
-    Claims, Fault, FaultKind, Proof, Summary, check, groupings, live_at, verify, verify_all, verify_up_to,
+    Claims, Fault, FaultKind, Proof, Summary, check, groupings, is_canonical, live_at, verify, verify_all, verify_up_to,
 };
-
-/// TEMPORARY
-pub fn is_canonical(_: Collective, _: &[Program]) -> bool { true }

@@ -59,6 +59,7 @@ pub struct Channel {
 
 pub struct Net<'a> {
     pub programs: &'a [Program],
+    /// Of all blocks.
     pub chunks: u32,
     pub scratch: u32,
     pub lanes: Vec<NetLane>,
@@ -96,13 +97,14 @@ impl<'a> Net<'a> {
     /// buffer or differ within an op, peers that do not exist, sends and receives that do not match
     /// one to one with the same chunks, channels with two lanes at one end.
     pub fn new(programs: &'a [Program]) -> Result<Net<'a>, Fault> {
-        let Some(&Program { chunks, scratch, .. }) = programs.first() else {
+        let Some(&Program { blocks, chunks: each, scratch, .. }) = programs.first() else {
             return Err(Fault::whole(FaultKind::Malformed, 0, "there are no ranks".into()));
         };
         let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
+        let chunks = blocks.saturating_mul(each);
         let mut net = Net { programs, chunks, scratch, lanes: Vec::new(), channels: Vec::new(), messages: 0 };
         for (rank, program) in programs.iter().enumerate() {
-            if chunks == 0 || (program.chunks, program.scratch) != (chunks, scratch) {
+            if chunks == 0 || (program.blocks, program.chunks, program.scratch) != (blocks, each, scratch) {
                 let what = "cuts the buffer into no chunks, or differently from rank 0".into();
                 return Err(Fault::whole(FaultKind::Malformed, rank, what));
             }
@@ -139,6 +141,10 @@ impl<'a> Net<'a> {
         let at = op.at;
         if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
             return Err(format!("runs past the end, {} chunks", self.chunks));
+        }
+        let each = self.programs[0].chunks;
+        if at % each + op.len > each {
+            return Err(format!("spans blocks, which have {each} chunks each"));
         }
         let (rank, here) = (wired.rank as u32, (self.lanes.len() as u32, wired.ops.len() as u32));
         let mut srcs = Vec::with_capacity(op.nsrc as usize);

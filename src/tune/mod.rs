@@ -45,11 +45,12 @@ pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> 
     use Collective::*;
     let (name, ways, message) = match (collective, n, known) {
         (AllReduce, ..) => return choose_all_reduce(layout, known),
-        (ReduceScatter | AllGather | Broadcast | Reduce, ..) if hosts && bytes.is_some() => ("hier", 2, message),
+        (ReduceScatter | AllGather, ..) if hosts && bytes.is_some() => ("hier_2d", 2, message),
+        (Broadcast | Reduce, ..) if hosts => ("hier_leader", 2, message),
         (ReduceScatter | AllGather, 17.., 1048576..) if bytes.is_some() => ("ring", 2, message),
         (Broadcast | Reduce, 5.., ..=262144) => ("tree", 1, message),
-        (Broadcast, 3.., _) => ("scatter_gather", 1, message),
-        (Reduce, 3.., _) => ("scatter_gather", 1, message),
+        (Broadcast, 3.., _) => ("scatter_allgather", 1, message),
+        (Reduce, 3.., _) => ("reduce_scatter_gather", 1, message),
         (Scan | Exscan, ..) => ("chain", 1, message),
         _ => ("direct", 1, message),
     };
@@ -83,7 +84,7 @@ pub fn deterministic(
     let names = match collective {
         Collective::AllReduce if large => ["hier_2d", "halving_doubling", "direct"],
         Collective::AllReduce => ["recursive_doubling", "one_shot", "direct"],
-        _ => ["hier", "tree", "direct"],
+        _ => ["hier_2d", "tree", "direct"],
     };
     names.into_iter().filter_map(move |name| Algorithm::by_name(collective, name))
 }
