@@ -69,15 +69,18 @@ pub fn jobs(scan: &Scan) -> Vec<Job<'_>> {
             of_job.entry(comm.context).or_default().push(Member { process, comm });
         }
     }
-    let job = |(id, mut communicators): (u64, BTreeMap<u64, Vec<Member>>)| {
+    jobs.into_iter().map(|(id, communicators)| Job::new(id, communicators, scan)).collect()
+}
+
+impl<'a> Job<'a> {
+    fn new(id: u64, mut communicators: BTreeMap<u64, Vec<Member<'a>>>, scan: &'a Scan) -> Job<'a> {
         for members in communicators.values_mut() {
             members.sort_by_key(|m| (m.comm.rank, m.process.pid));
         }
         let mut job = Job { id, communicators, findings: Vec::new() };
         job.findings = Graph::new(&job, scan).findings();
         job
-    };
-    jobs.into_iter().map(job).collect()
+    }
 }
 
 /// "0-2, 5".
