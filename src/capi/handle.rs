@@ -138,6 +138,8 @@ struct Vacant {
 
 // SAFETY: values are put in by one thread, shared between threads, and taken out by another.
 unsafe impl<T: Send + Sync> Sync for Table<T> {}
+// SAFETY: as for the table, whose value a slot guards.
+unsafe impl<T: Send + Sync> Sync for Slot<T> {}
 
 /// The right to use a value, until dropped. Who takes the value out of the table waits for that.
 pub(super) struct Guard<T: 'static> {

@@ -153,14 +153,14 @@ mod tests {
 
     #[test]
     fn factors_keep_their_values() {
-        let read = |data_type, scalar: *const c_void| {
+        fn read<T>(data_type: DataType, scalar: T) -> Factor {
             // SAFETY: the scalars below are elements of their types.
-            unsafe { factor(data_type, scalar) }
-        };
-        assert_eq!(read(DataType::I8, (&raw const (-3i8)).cast()), Factor::Int(-3));
-        assert_eq!(read(DataType::U32, (&raw const u32::MAX).cast()), Factor::Int(0xffff_ffff));
-        assert_eq!(read(DataType::U64, (&raw const u64::MAX).cast()), Factor::Int(-1));
-        assert_eq!(read(DataType::F32, (&raw const 0.25f32).cast()), Factor::Float(0.25));
-        assert_eq!(read(DataType::Bf16, (&raw const 0xbf80u16).cast()), Factor::Float(-1.0));
+            unsafe { factor(data_type, (&raw const scalar).cast()) }
+        }
+        assert_eq!(read(DataType::I8, -3i8), Factor::Int(-3));
+        assert_eq!(read(DataType::U32, u32::MAX), Factor::Int(0xffff_ffff));
+        assert_eq!(read(DataType::U64, u64::MAX), Factor::Int(-1));
+        assert_eq!(read(DataType::F32, 0.25f32), Factor::Float(0.25));
+        assert_eq!(read(DataType::Bf16, 0xbf80u16), Factor::Float(-1.0));
     }
 }
