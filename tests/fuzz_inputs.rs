@@ -4,7 +4,8 @@ use graccl::bootstrap::{fuzz_accept, fuzz_dial, fuzz_env, fuzz_id, fuzz_wire};
 
 #[test]
 fn every_input_is_survived() {
-    let targets: [(&str, fn(&[u8])); 5] = [
+    type Target = (&'static str, fn(&[u8]));
+    let targets: [Target; 5] = [
         ("accept", fuzz_accept),
         ("dial", fuzz_dial),
         ("env", fuzz_env),

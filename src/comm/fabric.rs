@@ -226,7 +226,6 @@ pub struct Fabric {
     pub rank: usize,
     pub own: &'static Arena,
     transport: TransportChoice,
-    encrypt: bool,
     conns: Vec<OnceLock<Arc<Conn>>>,
     coming: Mutex<HashMap<usize, Coming>>,
     posts: Mutex<Posts>,
@@ -244,7 +243,6 @@ impl Fabric {
             boot,
             own: arena()?,
             transport: config.transport,
-            encrypt: config.encrypt,
             conns,
             coming: Mutex::default(),
             posts: Mutex::default(),
@@ -417,7 +415,7 @@ impl Fabric {
 
     /// Moves bytes on all TCP connections. True if anything moved.
     pub fn pump(&self) -> bool {
-        self.connected().filter_map(|c| c.tcp()).fold(false, |moved, c| c.pump() || moved)
+        self.connected().filter_map(|c| c.tcp()).filter(|c| c.pump()).count() > 0
     }
 
     fn end(&self, ctx: u64) {

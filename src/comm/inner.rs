@@ -92,8 +92,8 @@ pub struct Task {
     seq: u32,
     stage: Stage,
     done: Arc<Done>,
-    /// The input times this rank's factor, where it has no other place.
-    scaled: Vec<u8>,
+    /// The input times this rank's factor, where it has no other place: only to be kept.
+    _scaled: Vec<u8>,
     watch: Watch,
 }
 
@@ -314,7 +314,7 @@ impl Inner {
         let scratch = if prepared.scratch > 0 { std::mem::take(&mut self.scratch) } else { Vec::new() };
         let stage = Stage::Running { prepared, engine, scratch };
         let watch = Watch::default();
-        let task = Task { work, seq: self.seq, stage, done: done.clone(), scaled: Vec::new(), watch };
+        let task = Task { work, seq: self.seq, stage, done: done.clone(), _scaled: Vec::new(), watch };
         self.queue.push_back(Box::new(task));
         done
     }
@@ -340,13 +340,13 @@ impl Inner {
         match point {
             None => {
                 self.seq = self.seq.wrapping_add(1);
-                let task = Task { work, seq: self.seq, stage, done, scaled, watch };
+                let task = Task { work, seq: self.seq, stage, done, _scaled: scaled, watch };
                 self.queue.push_back(Box::new(task));
             }
             Some(direction) => {
                 let number = &mut self.points.entry(work.key.root).or_default()[direction];
                 *number = number.wrapping_add(1);
-                let task = Task { work, seq: *number, stage, done, scaled, watch };
+                let task = Task { work, seq: *number, stage, done, _scaled: scaled, watch };
                 self.side.push_back(Box::new(task));
             }
         }

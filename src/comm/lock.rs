@@ -51,8 +51,8 @@ impl<T> Lock<T> {
             }
             tries += 1;
             match tries {
-                ..100 => std::hint::spin_loop(),
-                ..120 => std::thread::yield_now(),
+                0..100 => std::hint::spin_loop(),
+                100..120 => std::thread::yield_now(),
                 _ => {
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(1));

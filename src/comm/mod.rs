@@ -27,7 +27,7 @@ use std::time::Duration;
 pub use call::{Call, Counts, Extent};
 pub use config::{Config, TransportChoice};
 pub use group::{group_end, group_start};
-pub use request::Request;
+pub use request::{Callback, Request};
 
 use crate::bootstrap::{self, Bootstrap, UniqueId};
 use crate::schedule::{self, Collective};
@@ -644,6 +644,10 @@ fn check(rank: usize, size: usize, config: &Config) -> Result<()> {
     if size == 0 || rank >= size {
         return Err(Error::argument(format!("rank {rank} of {size} ranks is not possible"))
             .hint("ranks go from 0 to the number of ranks - 1"));
+    }
+    if config.encrypt {
+        return Err(Error::usage("this version of graccl cannot encrypt what goes over TCP")
+            .hint("unset GRACCL_ENCRYPT, and run in a network that you trust"));
     }
     if let Some(name) = &config.algorithm
         && !schedule::algorithms().iter().any(|a| a.name == name)

@@ -8,8 +8,8 @@ use super::fabric::lock;
 use super::{Shared, drive, group};
 use crate::{Error, Result};
 
-/// What [`Request::on_done`] calls.
-type Callback = Box<dyn FnOnce(&Result<()>) + Send>;
+/// What [`Request::on_done`] calls with the result.
+pub type Callback = Box<dyn FnOnce(&Result<()>) + Send>;
 
 /// Whether a call is over, and how it ended.
 #[derive(Default)]
@@ -97,7 +97,7 @@ impl Request {
     /// Has `done` called with the result once the call is over: at once, by this thread, if it is
     /// already; by whichever thread ends it otherwise. `done` must not block, and may start calls but
     /// not wait for any.
-    pub fn on_done(&self, done: Box<dyn FnOnce(&Result<()>) + Send>) {
+    pub fn on_done(&self, done: Callback) {
         self.done.then(done);
     }
 
