@@ -14,7 +14,8 @@
 //!
 //! The functions are `unsafe` because C's pointers are trusted to be what each function's text asks
 //! for; that text is written for C and is the safety contract.
-#![allow(non_camel_case_types, clippy::missing_safety_doc)]
+// The texts are written for C: brackets in them are indices.
+#![allow(non_camel_case_types, clippy::missing_safety_doc, rustdoc::broken_intra_doc_links)]
 
 mod call;
 mod collective;
