@@ -1,6 +1,6 @@
 //! Pairs of shared-memory links in one process: all kinds of messages in all directions.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use graccl::memory::{Arena, Block, PeerArena, arena};
