@@ -1,7 +1,6 @@
 //! Drives one engine per rank over a virtual-time world, and checks every byte.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU32;
 
 use graccl::exec::{BlockSpan, Bound, Engine, Launch, Progress, Tiling};
 use graccl::memory::{self, Block, PeerArena, arena};
