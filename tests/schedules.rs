@@ -9,8 +9,8 @@ mod schedules {
 use std::collections::BTreeMap;
 
 use graccl::schedule::{
-    Algorithm, Arg, ArgKind, Claims, Collective, FaultKind, Groups, Program, algorithms, check, groupings,
-    live_at, verify, verify_up_to,
+    Algorithm, Arg, ArgKind, Claims, Collective, FaultKind, Groups, Program, algorithms, algorithms_of,
+    check, groupings, live_at, verify, verify_up_to,
 };
 use schedules::interpreter::{Run, Setting};
 use schedules::mutate::{Kind, Step, pack, unpack};
@@ -48,12 +48,13 @@ fn all_are_proved_to_64_ranks() {
     let sum = verify_up_to(max, &mut |line| println!("{line}")).unwrap();
     println!("{sum:?}");
     let hierarchical = (1..=max).map(|n| groupings(n).len()).sum::<usize>();
-    assert_eq!(sum.schedules, 6 * max + 2 * hierarchical);
+    // Those of allreduce, and those of the other collectives.
+    assert!(sum.schedules > 6 * max + 2 * hierarchical);
 }
 
 #[test]
 fn one_less_than_the_declared_depth_deadlocks() {
-    for a in algorithms().iter().filter(|a| a.min_depth > 1) {
+    for a in algorithms_of(Collective::AllReduce).filter(|a| a.min_depth > 1) {
         for n in 2..=24 {
             for groups in if a.hierarchical { groupings(n) } else { vec![Groups::flat(n)] } {
                 // A single group needs no ring of leaders.
@@ -69,7 +70,7 @@ fn one_less_than_the_declared_depth_deadlocks() {
 
 #[test]
 fn what_is_not_declared_safe_is_not() {
-    for a in algorithms().iter().filter(|a| !a.ref_safe) {
+    for a in algorithms_of(Collective::AllReduce).filter(|a| !a.ref_safe) {
         let fault = check(
             Collective::AllReduce,
             0,
@@ -109,7 +110,7 @@ fn direct_has_the_shape_that_the_executor_relies_on() {
 
 #[test]
 fn one_rank_copies_its_input_in_one_op() {
-    for a in algorithms() {
+    for a in algorithms_of(Collective::AllReduce) {
         let p = a.program(0, &Groups::flat(1), 0);
         let op = p.lanes[0].ops[0];
         assert_eq!((p.lanes.len(), p.lanes[0].ops.len()), (1, 1), "{}", a.name);
@@ -228,7 +229,7 @@ fn a_channel_with_two_lanes_at_one_end_is_refused() {
 
 fn small_cases() -> Vec<(&'static Algorithm, Groups)> {
     let mut cases = Vec::new();
-    for a in algorithms() {
+    for a in algorithms_of(Collective::AllReduce) {
         for n in 1..=8 {
             let all = if a.hierarchical { groupings(n) } else { vec![Groups::flat(n)] };
             cases.extend(all.into_iter().map(|g| (a, g)));
