@@ -144,6 +144,14 @@ typedef enum {
      * The upper half of a float, summed in float.
      */
     GRACCL_BFLOAT16 = 9,
+    /**
+     * 4 bits of exponent, no infinities, summed in float; more than 448 becomes 448.
+     */
+    GRACCL_FLOAT8E4M3 = 10,
+    /**
+     * 5 bits of exponent, summed in float; more than 57344 becomes infinite.
+     */
+    GRACCL_FLOAT8E5M2 = 11,
 } graccl_data_type_t;
 
 /**

@@ -33,6 +33,10 @@ pub enum graccl_data_type_t {
     GRACCL_FLOAT64 = 8,
     /// The upper half of a float, summed in float.
     GRACCL_BFLOAT16 = 9,
+    /// 4 bits of exponent, no infinities, summed in float; more than 448 becomes 448.
+    GRACCL_FLOAT8E4M3 = 10,
+    /// 5 bits of exponent, summed in float; more than 57344 becomes infinite.
+    GRACCL_FLOAT8E5M2 = 11,
 }
 
 same_values!(DataType, graccl_data_type_t:
@@ -45,7 +49,9 @@ same_values!(DataType, graccl_data_type_t:
     F16 GRACCL_FLOAT16,
     F32 GRACCL_FLOAT32,
     F64 GRACCL_FLOAT64,
-    Bf16 GRACCL_BFLOAT16
+    Bf16 GRACCL_BFLOAT16,
+    F8E4M3 GRACCL_FLOAT8E4M3,
+    F8E5M2 GRACCL_FLOAT8E5M2
 );
 
 /// How contributions are combined. The values are those of ncclRedOp_t.
