@@ -2,7 +2,8 @@
 
 mod world;
 
-use graccl::schedule::{Algorithm, Groups, algorithms, groupings, live_at};
+use graccl::Collective::AllReduce;
+use graccl::schedule::{Algorithm, Groups, algorithms_of, groupings, live_at};
 use graccl::transport::virtual_time::Options;
 use graccl::{DataType, RedOp};
 use world::{Call, Case, End, Random, run};
@@ -13,6 +14,10 @@ const COUNTS: [usize; 13] = [0, 1, 2, 3, 5, 16, 17, 63, 64, 65, 1000, 1003, 7000
 /// Debug builds are slow: they do a part.
 fn times(release: u64) -> u64 {
     if cfg!(debug_assertions) { release.div_ceil(20) } else { release }
+}
+
+fn all() -> Vec<&'static Algorithm> {
+    algorithms_of(AllReduce).collect()
 }
 
 fn groups_for(a: &Algorithm, n: usize) -> Vec<Groups> {
@@ -66,7 +71,7 @@ fn random_case(seed: u64, algorithm: &'static Algorithm, groups: &Groups) -> Cas
     let options = random_options(&mut r, 2);
     let mut calls = vec![];
     for i in 0..*r.pick(&[1, 1, 2, 3]) {
-        let a = if i == 0 { algorithm } else { r.pick(algorithms()) };
+        let a = if i == 0 { algorithm } else { *r.pick(&all()) };
         calls.push(random_call(&mut r, a, groups.n(), &options));
     }
     let depth = calls.iter().map(|c| c.algorithm.min_depth).max().expect("at least one");
@@ -87,7 +92,7 @@ fn must_finish(case: &Case) -> u64 {
 fn results_are_exact_and_the_same_everywhere() {
     let mut seed = 0;
     for _ in 0..times(12) {
-        for algorithm in algorithms() {
+        for algorithm in all() {
             for n in RANKS {
                 for groups in groups_for(algorithm, n) {
                     seed += 1;
@@ -103,7 +108,7 @@ fn results_are_exact_and_the_same_everywhere() {
 fn small_jobs_in_all_manners() {
     for seed in 1_000_000..1_000_000 + times(6000) {
         let mut r = Random(!seed);
-        let algorithm = r.pick(algorithms());
+        let algorithm = *r.pick(&all());
         let n = 2 + r.below(4) as usize;
         let groups = groups_for(algorithm, n);
         must_finish(&random_case(seed, algorithm, r.pick(&groups)));
@@ -115,7 +120,7 @@ fn small_jobs_in_all_manners() {
 fn shared_memory_in_one_thread() {
     for seed in 2_000_000..2_000_000 + times(1500) {
         let mut r = Random(!seed);
-        let algorithm = r.pick(algorithms());
+        let algorithm = *r.pick(&all());
         let n = 2 + r.below(if seed % 8 == 0 { 8 } else { 4 }) as usize;
         let groups = groups_for(algorithm, n);
         let mut case = random_case(seed, algorithm, r.pick(&groups));
@@ -131,7 +136,7 @@ fn shared_memory_in_one_thread() {
 
 #[test]
 fn runs_repeat_to_the_nanosecond() {
-    for algorithm in algorithms() {
+    for algorithm in all() {
         let case = random_case(77, algorithm, &Groups::blocks(6, 3));
         assert_eq!(must_finish(&case), must_finish(&case), "{}", algorithm.name);
     }
@@ -140,7 +145,7 @@ fn runs_repeat_to_the_nanosecond() {
 /// With one message less than declared, the executor deadlocks exactly where the verifier says so.
 #[test]
 fn declared_depth_is_enough_and_needed() {
-    for algorithm in algorithms() {
+    for algorithm in all() {
         let mut dead = 0;
         for n in 2..=9 {
             for groups in groups_for(algorithm, n) {
@@ -161,7 +166,7 @@ fn declared_depth_is_enough_and_needed() {
                 must_finish(&case);
                 if algorithm.min_depth > 1 {
                     case.options.depth -= 1;
-                    let said = live_at(&algorithm.programs(&case.groups), case.options.depth).is_err();
+                    let said = live_at(&algorithm.programs(&case.groups, 0), case.options.depth).is_err();
                     let out = run(&case);
                     let found = out.ends.iter().any(|e| matches!(e, End::Deadlock(_)));
                     assert_eq!(said, found, "{:?}\n{case:#?}", out.ends);
@@ -179,7 +184,7 @@ fn cuts_end_every_rank() {
     let (mut broken, mut finished) = (0, 0);
     for seed in 0..times(3000) {
         let mut r = Random(seed ^ 0xc075);
-        let algorithm = r.pick(algorithms());
+        let algorithm = *r.pick(&all());
         let n = 2 + r.below(8) as usize;
         let groups = groups_for(algorithm, n);
         let mut case = random_case(seed, algorithm, r.pick(&groups));
@@ -208,7 +213,7 @@ fn cuts_end_every_rank() {
 fn wrong_fingerprints_are_noticed() {
     for seed in 0..times(500) {
         let mut r = Random(seed ^ 0xf1f1);
-        let algorithm = r.pick(algorithms());
+        let algorithm = *r.pick(&all());
         let n = 2 + r.below(6) as usize;
         let groups = groups_for(algorithm, n);
         let mut case = random_case(seed, algorithm, r.pick(&groups));
@@ -231,7 +236,7 @@ fn wrong_fingerprints_are_noticed() {
 /// Ranks that call with different counts: an error, not a wrong result and not a hang.
 #[test]
 fn a_message_of_another_length_is_an_error() {
-    let algorithm = Algorithm::by_name("ring").expect("built in");
+    let algorithm = Algorithm::by_name(AllReduce, "ring").expect("built in");
     let mut case = random_case(3, algorithm, &Groups::flat(3));
     case.calls.truncate(1);
     case.calls[0].count = 1000;

@@ -9,8 +9,8 @@ mod schedules {
 use std::collections::BTreeMap;
 
 use graccl::schedule::{
-    Algorithm, Arg, ArgKind, Claims, FaultKind, Groups, Program, algorithms, check, groupings, live_at,
-    verify, verify_up_to,
+    Algorithm, Arg, ArgKind, Claims, Collective, FaultKind, Groups, Program, algorithms, check, groupings,
+    live_at, verify, verify_up_to,
 };
 use schedules::interpreter::{Run, Setting};
 use schedules::mutate::{Kind, Step, pack, unpack};
@@ -39,7 +39,7 @@ fn claims(a: &Algorithm) -> Claims {
 }
 
 fn by_name(name: &str) -> &'static Algorithm {
-    Algorithm::by_name(name).expect("an algorithm of this name")
+    Algorithm::by_name(Collective::AllReduce, name).expect("an algorithm of this name")
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn one_less_than_the_declared_depth_deadlocks() {
                 if a.name == "hier_leader" && groups.len() == 1 {
                     continue;
                 }
-                let fault = live_at(&a.programs(&groups), a.min_depth - 1).unwrap_err();
+                let fault = live_at(&a.programs(&groups, 0), a.min_depth - 1).unwrap_err();
                 assert_eq!(fault.kind, FaultKind::Deadlock, "{} {groups:?}: {fault}", a.name);
             }
         }
@@ -70,7 +70,13 @@ fn one_less_than_the_declared_depth_deadlocks() {
 #[test]
 fn what_is_not_declared_safe_is_not() {
     for a in algorithms().iter().filter(|a| !a.ref_safe) {
-        let fault = check(&a.programs(&Groups::flat(4)), Claims { ref_safe: true, ..claims(a) }).unwrap_err();
+        let fault = check(
+            Collective::AllReduce,
+            0,
+            &a.programs(&Groups::flat(4), 0),
+            Claims { ref_safe: true, ..claims(a) },
+        )
+        .unwrap_err();
         assert_eq!(fault.kind, FaultKind::Race, "{}: {fault}", a.name);
     }
     assert!(algorithms().iter().all(|a| a.ref_safe || !a.reply_safe));
@@ -80,23 +86,23 @@ fn what_is_not_declared_safe_is_not() {
 fn direct_has_the_shape_that_the_executor_relies_on() {
     let direct = by_name("direct");
     for rank in 0..2u32 {
-        let lane = &direct.program(rank as usize, &Groups::flat(2)).lanes[0];
+        let lane = &direct.program(rank as usize, &Groups::flat(2), 0).lanes[0];
         let fold = lane.ops[1];
-        let arg = |kind, at| Arg { kind, port: 0, ix: 0, at };
-        let (mine, theirs) = (arg(ArgKind::In, rank), arg(ArgKind::Recv, 0));
+        let arg = |kind, count| Arg { kind, port: 0, ix: 0, count };
+        let (mine, theirs) = (arg(ArgKind::In, 0), arg(ArgKind::Recv, 0));
         let in_order = if rank == 0 { [mine, theirs] } else { [theirs, mine] };
         assert_eq!(lane.srcs(&fold), in_order);
-        assert_eq!(lane.dsts(&fold), [arg(ArgKind::Out, rank), arg(ArgKind::Send, 1)]);
+        assert_eq!((fold.at, lane.dsts(&fold)), (rank, &[arg(ArgKind::Out, 0), arg(ArgKind::Send, 1)][..]));
         assert_eq!((lane.ops.len(), fold.complete, &lane.peers), (3, true, &vec![1 - rank]));
     }
     for n in 3..20usize {
         for rank in 0..n {
-            let lane = &direct.program(rank, &Groups::flat(n)).lanes[0];
+            let lane = &direct.program(rank, &Groups::flat(n), 0).lanes[0];
             assert_eq!(lane.ops.len(), 2 * (n - 1) + 1);
             assert_eq!(lane.peers, (1..n).map(|d| ((rank + d) % n) as u32).collect::<Vec<_>>());
             let fold = &lane.ops[n - 1];
             assert_eq!((fold.nsrc as usize, fold.ndst, fold.complete), (n, 2, true));
-            assert_eq!(lane.dsts(fold)[1].at as usize, n - 1);
+            assert_eq!(lane.dsts(fold)[1].count as usize, n - 1);
         }
     }
 }
@@ -104,7 +110,7 @@ fn direct_has_the_shape_that_the_executor_relies_on() {
 #[test]
 fn one_rank_copies_its_input_in_one_op() {
     for a in algorithms() {
-        let p = a.program(0, &Groups::flat(1));
+        let p = a.program(0, &Groups::flat(1), 0);
         let op = p.lanes[0].ops[0];
         assert_eq!((p.lanes.len(), p.lanes[0].ops.len()), (1, 1), "{}", a.name);
         assert_eq!((op.len, op.nsrc, op.ndst, op.complete), (p.chunks, 1, 1, true), "{}", a.name);
@@ -124,7 +130,7 @@ fn large_jobs_are_proved_too() {
         ("hier_leader", Groups::blocks(500, 7)),
         ("ring", Groups::flat(150)),
     ] {
-        verify(by_name(name), &groups).unwrap_or_else(|f| panic!("{name}: {f}"));
+        verify(by_name(name), &groups, 0).unwrap_or_else(|f| panic!("{name}: {f}"));
     }
 }
 
@@ -133,12 +139,12 @@ fn large_jobs_are_proved_too() {
 /// Applies `change` to rank 1's only lane and returns the kind of fault that is found.
 fn seeded(name: &str, n: usize, change: impl Fn(&mut Vec<Step>)) -> FaultKind {
     let a = by_name(name);
-    let mut programs = a.programs(&Groups::flat(n));
-    assert!(check(&programs, claims(a)).is_ok());
+    let mut programs = a.programs(&Groups::flat(n), 0);
+    assert!(check(Collective::AllReduce, 0, &programs, claims(a)).is_ok());
     let mut steps = unpack(&programs[1].lanes[0]);
     change(&mut steps);
     programs[1].lanes[0] = pack(&steps, &programs[1].lanes[0].peers);
-    match check(&programs, claims(a)) {
+    match check(Collective::AllReduce, 0, &programs, claims(a)) {
         Ok(_) => panic!("{name}: the fault was not found"),
         Err(fault) => fault.kind,
     }
@@ -178,18 +184,16 @@ fn seeded_faults_are_found() {
     assert_eq!(
         seeded("ring", 4, |s| {
             let mine = s[3].srcs[1];
-            let at = s[5].dsts[0].at;
-            s[5].srcs.push(Arg { at, ..mine });
+            s[5].srcs.push(mine);
         }),
         Complete
     );
-    assert_eq!(seeded("ring", 4, |s| s[2].srcs.truncate(1)), Malformed);
+    assert_eq!(seeded("ring", 4, |s| s[2].srcs.truncate(1)), Complete);
     assert_eq!(seeded("direct", 4, |s| s[3].srcs.truncate(3)), Unmatched);
     // Wrong peer, shorter span, wrong chunk.
     assert_eq!(seeded("direct", 4, |s| s[0].dsts[0].ix = 1), Unmatched);
     assert_eq!(seeded("halving_doubling", 8, |s| s[0].len -= 1), Unmatched);
-    assert_eq!(seeded("direct", 4, |s| s[0].srcs[0].at = 0), Unmatched);
-    assert_eq!(seeded("direct", 4, |s| s[3].srcs[1].at = 0), Malformed);
+    assert_eq!(seeded("direct", 4, |s| s[0].at = 0), Unmatched);
     // Another order of operands: right sums, but not the same bits everywhere.
     assert_eq!(seeded("one_shot", 4, |s| s[1].srcs.swap(0, 2)), Tree);
     assert_eq!(seeded("recursive_doubling", 4, |s| s[1].srcs.swap(0, 1)), Tree);
@@ -211,11 +215,11 @@ fn seeded_faults_are_found() {
 #[test]
 fn a_channel_with_two_lanes_at_one_end_is_refused() {
     let ring = by_name("ring");
-    let mut programs = ring.programs(&Groups::flat(3));
+    let mut programs = ring.programs(&Groups::flat(3), 0);
     let lane = programs[0].lanes[0].clone();
     let steps = unpack(&lane);
     programs[0].lanes = vec![pack(&steps[..2], &lane.peers), pack(&steps[2..], &lane.peers)];
-    let fault = check(&programs, claims(ring)).unwrap_err();
+    let fault = check(Collective::AllReduce, 0, &programs, claims(ring)).unwrap_err();
     assert_eq!(fault.kind, FaultKind::Unmatched);
     assert!(fault.text.contains("another lane"), "{fault}");
 }
@@ -255,7 +259,7 @@ fn run_all_ways(programs: &[Program], claims: Claims, rounds: usize, rng: &mut R
 fn all_compute_the_sum_in_any_order() {
     let mut rng = Rng(1);
     for (a, groups) in small_cases() {
-        run_all_ways(&a.programs(&groups), claims(a), 16, &mut rng)
+        run_all_ways(&a.programs(&groups, 0), claims(a), 16, &mut rng)
             .unwrap_or_else(|e| panic!("{} {groups:?}: {e}", a.name));
     }
 }
@@ -265,13 +269,13 @@ fn all_compute_the_sum_in_any_order() {
 fn unsafe_references_really_give_wrong_sums() {
     for name in ["one_shot", "recursive_doubling"] {
         let a = by_name(name);
-        let programs = a.programs(&Groups::flat(4));
+        let programs = a.programs(&Groups::flat(4), 0);
         let claimed = Claims { ref_safe: true, ..claims(a) };
         assert!(run_all_ways(&programs, claimed, 200, &mut Rng(7)).is_err(), "{name}");
     }
     let ring = by_name("ring");
     let shallow = Claims { depth: 1, ..claims(ring) };
-    let error = run_all_ways(&ring.programs(&Groups::flat(4)), shallow, 100, &mut Rng(7)).unwrap_err();
+    let error = run_all_ways(&ring.programs(&Groups::flat(4), 0), shallow, 100, &mut Rng(7)).unwrap_err();
     assert!(error.contains("deadlock"), "{error}");
 }
 
@@ -285,11 +289,11 @@ fn mutants_are_refused_or_harmless() {
         if groups.n() == 1 {
             continue;
         }
-        let programs = a.programs(&groups);
+        let programs = a.programs(&groups, 0);
         for (kind, everywhere) in Kind::ALL.iter().flat_map(|&k| [(k, false), (k, true)]) {
             for _ in 0..per_kind {
                 let Some(mutant) = kind.mutate(&programs, everywhere, &mut rng) else { continue };
-                let accepted = check(&mutant, claims(a)).is_ok();
+                let accepted = check(Collective::AllReduce, 0, &mutant, claims(a)).is_ok();
                 count.entry((kind, everywhere)).or_default()[usize::from(accepted)] += 1;
                 if accepted {
                     run_all_ways(&mutant, claims(a), 8, &mut rng).unwrap_or_else(|e| {

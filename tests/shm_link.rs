@@ -7,7 +7,7 @@ use graccl::memory::{Arena, Block, PeerArena, arena};
 use graccl::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use graccl::transport::{Fault, Link, Recv};
 
-static AWAKE: Doorbell = Doorbell { word: AtomicU32::new(0) };
+static AWAKE: Doorbell = Doorbell::new();
 
 fn pair() -> (ShmLink, ShmLink, Block) {
     let a = arena().unwrap();

@@ -71,7 +71,7 @@ fn prove_all(a: &'static Algorithm, ranks: usize, bar: &ProgressBar) -> Result<T
         let all = if a.hierarchical { groupings(n) } else { vec![Groups::flat(n)] };
         t.groupings = t.groupings.max(all.len());
         for groups in all {
-            let proof = prove(a, &groups).map_err(|fault| {
+            let proof = prove(a, &groups, 0).map_err(|fault| {
                 Error::internal(format!("refused: {fault}")).who(format!(
                     "{} on {n} ranks, host of each: {:?}",
                     a.name,
@@ -81,7 +81,7 @@ fn prove_all(a: &'static Algorithm, ranks: usize, bar: &ProgressBar) -> Result<T
             t.schedules += 1;
             t.ops += proof.ops;
             t.messages += proof.messages;
-            if a.min_depth > 1 && live_at(&a.programs(&groups), a.min_depth - 1).is_err() {
+            if a.min_depth > 1 && live_at(&a.programs(&groups, 0), a.min_depth - 1).is_err() {
                 t.refused += 1;
             }
             bar.tick();
@@ -149,7 +149,7 @@ pub fn show(args: ShowArgs) -> Result<u8> {
     let (ranks, hosts) = (args.np as usize, args.hosts as usize);
     let groups = Groups::new(&crate::launch::hosts_of_ranks(ranks, hosts)?);
     if let Some(bytes) = args.goal {
-        say(&goal(&a.programs(&groups), bytes as u64, 1))?;
+        say(&goal(&a.programs(&groups, 0), bytes as u64, 1))?;
         return Ok(0);
     }
     let shown = match args.rank {
@@ -162,7 +162,7 @@ pub fn show(args: ShowArgs) -> Result<u8> {
     };
     say(&format!("# {}: {}\n", a.name, a.about))?;
     for rank in shown {
-        say(&picture(&a.program(rank, &groups), rank))?;
+        say(&picture(&a.program(rank, &groups, 0), rank))?;
     }
     Ok(0)
 }

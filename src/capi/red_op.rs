@@ -20,6 +20,16 @@ fn small_float(bits: u16, exponent: u32, mantissa: u32) -> f64 {
     }
 }
 
+/// The value of an 8-bit float that uses its largest exponent for numbers: only S.1111.111 is none.
+fn e4m3(bits: u8) -> f64 {
+    match bits & 0x7f {
+        0x7f => f64::NAN,
+        // As if the exponent were one less, and twice that.
+        b if b >= 0x78 => 2.0 * small_float(u16::from(bits - 8), 4, 3),
+        _ => small_float(bits.into(), 4, 3),
+    }
+}
+
 /// Reads a factor. That of an unsigned type keeps its bits: products wrap, so they are the same.
 ///
 /// # Safety
@@ -42,6 +52,8 @@ unsafe fn factor(data_type: DataType, scalar: *const c_void) -> Factor {
         DataType::F32 => Factor::Float(read!(f32).into()),
         DataType::F64 => Factor::Float(read!(f64)),
         DataType::Bf16 => Factor::Float(small_float(read!(u16), 8, 7)),
+        DataType::F8E4M3 => Factor::Float(e4m3(read!(u8))),
+        DataType::F8E5M2 => Factor::Float(small_float(read!(u8).into(), 5, 2)),
     }
 }
 
@@ -124,6 +136,10 @@ mod tests {
             assert_eq!(small_float(bits, 5, 10), value, "{bits:#x}");
         }
         assert!(small_float(0x7e00, 5, 10).is_nan());
+        for (bits, value) in [(0x38, 1.0), (0xb8, -1.0), (0x7e, 448.0), (0xf8, -256.0), (1, 2f64.powi(-9))] {
+            assert_eq!(e4m3(bits), value, "{bits:#x}");
+        }
+        assert!(e4m3(0xff).is_nan());
         // Every bfloat16 is the upper half of a float.
         for bits in 0..=u16::MAX {
             let value = f64::from(f32::from_bits(u32::from(bits) << 16));

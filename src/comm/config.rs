@@ -16,7 +16,7 @@ pub enum TransportChoice {
 }
 
 /// Settings of one communicator. [`Config::from_env`] reads the environment; fields may be changed
-/// afterwards. All ranks must use the same `transport`, `algorithm`, `deterministic` and `encrypt`.
+/// afterwards. All ranks must use the same `transport` and `algorithm`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `GRACCL_TRANSPORT` = auto | shm | tcp.
@@ -29,10 +29,11 @@ pub struct Config {
     pub init_timeout: Duration,
     /// `GRACCL_VERIFY` = 1: prove every schedule for this job's ranks before its first use.
     pub verify: bool,
-    /// `GRACCL_DETERMINISTIC` = 1: results have the same bits whatever the transport, the algorithm and
-    /// the ranks per host.
+    /// `GRACCL_DETERMINISTIC` = 1: the bits of results depend only on the inputs and on the number and
+    /// order of ranks, not on algorithm, transport or hosts. Values fold as adjacent pairs by rank. The
+    /// same on all ranks.
     pub deterministic: bool,
-    /// `GRACCL_ENCRYPT` = 1: encrypt what goes over TCP.
+    /// `GRACCL_ENCRYPT` = 1: TCP connections between ranks are encrypted. The same on all ranks.
     pub encrypt: bool,
 }
 
@@ -50,8 +51,8 @@ impl Default for Config {
     }
 }
 
-fn seconds(name: &str, default: Duration) -> Result<Duration> {
-    let Ok(text) = std::env::var(name) else { return Ok(default) };
+fn seconds(get: &dyn Fn(&str) -> Option<String>, name: &str, default: Duration) -> Result<Duration> {
+    let Some(text) = get(name) else { return Ok(default) };
     match text.trim().parse::<f64>() {
         Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
         _ => Err(Error::argument(format!("{name}={text} is not a time in seconds"))
@@ -62,10 +63,15 @@ fn seconds(name: &str, default: Duration) -> Result<Duration> {
 impl Config {
     /// Defaults, overridden by the environment. A value that cannot be understood is an error.
     pub fn from_env() -> Result<Config> {
+        Config::from_vars(&|name| std::env::var(name).ok())
+    }
+
+    /// [`Config::from_env`] with variables from elsewhere.
+    pub(crate) fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
         let mut c = Config::default();
-        c.timeout = seconds("GRACCL_TIMEOUT", c.timeout)?;
-        c.init_timeout = seconds("GRACCL_INIT_TIMEOUT", c.init_timeout)?;
-        if let Ok(t) = std::env::var("GRACCL_TRANSPORT") {
+        c.timeout = seconds(get, "GRACCL_TIMEOUT", c.timeout)?;
+        c.init_timeout = seconds(get, "GRACCL_INIT_TIMEOUT", c.init_timeout)?;
+        if let Some(t) = get("GRACCL_TRANSPORT") {
             c.transport = match t.as_str() {
                 "auto" | "" => TransportChoice::Auto,
                 "shm" => TransportChoice::Shm,
@@ -76,11 +82,11 @@ impl Config {
                 }
             };
         }
-        c.algorithm = std::env::var("GRACCL_ALGO").ok().filter(|a| !a.is_empty() && a != "auto");
-        let set = |name| std::env::var(name).is_ok_and(|v| v != "0" && !v.is_empty());
-        c.verify = set("GRACCL_VERIFY");
-        c.deterministic = set("GRACCL_DETERMINISTIC");
-        c.encrypt = set("GRACCL_ENCRYPT");
+        c.algorithm = get("GRACCL_ALGO").filter(|a| !a.is_empty() && a != "auto");
+        let switch = |name| get(name).is_some_and(|v| v != "0" && !v.is_empty());
+        c.verify = switch("GRACCL_VERIFY");
+        c.deterministic = switch("GRACCL_DETERMINISTIC");
+        c.encrypt = switch("GRACCL_ENCRYPT");
         Ok(c)
     }
 }

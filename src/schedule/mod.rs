@@ -4,8 +4,7 @@
 //! builder (`build`) out of stages (`stages`, `compose`). [`verify()`] proves all ranks' programs
 //! together, [`picture`] and [`goal`] show them.
 //!
-//! Every op of a proved schedule has a local operand, and all its local operands start at the same
-//! chunk, [`first_chunk`]: that and `Op::len` tell the bytes of all its operands.
+//! All operands of an op are the same chunks, `Op::at` and `Op::len`, whether they are memory or messages.
 
 mod algorithm;
 mod build;
@@ -19,11 +18,11 @@ mod shape;
 mod stages;
 mod verify;
 
-pub use algorithm::{Algorithm, Groups, algorithms};
+pub use algorithm::{Algorithm, Groups, algorithms, algorithms_of};
 pub use collective::Collective;
 pub use op::{Arg, ArgKind, Lane, Op, Program};
-pub use print::{describe, first_chunk, goal, picture, step};
+pub use print::{describe, goal, picture, step};
 pub use shape::cut;
 pub use verify::{
-    Claims, Fault, FaultKind, Proof, Summary, check, groupings, live_at, verify, verify_all, verify_up_to,
+    Claims, Fault, FaultKind, Proof, Summary, check, groupings, is_canonical, live_at, verify, verify_all, verify_up_to,
 };

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use super::op::{Arg, ArgKind, Lane, Op, Program};
-use super::print::first_chunk;
 use super::verify::{Fault, FaultKind};
 
 /// Memory regions of a rank: the input, the output, then the scratch images.
@@ -60,6 +59,7 @@ pub struct Channel {
 
 pub struct Net<'a> {
     pub programs: &'a [Program],
+    /// Of all blocks.
     pub chunks: u32,
     pub scratch: u32,
     pub lanes: Vec<NetLane>,
@@ -97,13 +97,14 @@ impl<'a> Net<'a> {
     /// buffer or differ within an op, peers that do not exist, sends and receives that do not match
     /// one to one with the same chunks, channels with two lanes at one end.
     pub fn new(programs: &'a [Program]) -> Result<Net<'a>, Fault> {
-        let Some(Program { chunks, scratch, .. }) = programs.first().cloned() else {
+        let Some(&Program { blocks, chunks: each, scratch, .. }) = programs.first() else {
             return Err(Fault::whole(FaultKind::Malformed, 0, "there are no ranks".into()));
         };
         let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
+        let chunks = blocks.saturating_mul(each);
         let mut net = Net { programs, chunks, scratch, lanes: Vec::new(), channels: Vec::new(), messages: 0 };
         for (rank, program) in programs.iter().enumerate() {
-            if chunks == 0 || (program.chunks, program.scratch) != (chunks, scratch) {
+            if chunks == 0 || (program.blocks, program.chunks, program.scratch) != (blocks, each, scratch) {
                 let what = "cuts the buffer into no chunks, or differently from rank 0".into();
                 return Err(Fault::whole(FaultKind::Malformed, rank, what));
             }
@@ -137,9 +138,13 @@ impl<'a> Net<'a> {
 
     /// Adds an op to `wired`, or says what is malformed.
     fn wire_op(&self, wiring: &mut Wiring, wired: &mut NetLane, lane: &Lane, op: &Op) -> Result<(), String> {
-        let at = first_chunk(lane, op).ok_or("has no local operand")?;
+        let at = op.at;
         if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
             return Err(format!("runs past the end, {} chunks", self.chunks));
+        }
+        let each = self.programs[0].chunks;
+        if at % each + op.len > each {
+            return Err(format!("spans blocks, which have {each} chunks each"));
         }
         let (rank, here) = (wired.rank as u32, (self.lanes.len() as u32, wired.ops.len() as u32));
         let mut srcs = Vec::with_capacity(op.nsrc as usize);
@@ -151,7 +156,7 @@ impl<'a> Net<'a> {
                     wiring.ends[channel as usize].recvs.push(here);
                     Operand::Message { channel, reply: None }
                 }
-                _ => Operand::Local(self.region(src, at)?),
+                _ => Operand::Local(self.region(src)?),
             });
         }
         let mut dsts = Vec::with_capacity(op.ndst as usize);
@@ -159,9 +164,9 @@ impl<'a> Net<'a> {
             match dst.kind {
                 ArgKind::In => return Err("writes the input".into()),
                 ArgKind::Recv => return Err("has a receive as a destination".into()),
-                ArgKind::Send if dst.at == 0 => return Err("sends to nobody".into()),
+                ArgKind::Send if dst.count == 0 => return Err("sends to nobody".into()),
                 ArgKind::Send => {
-                    for k in 0..dst.at as usize {
+                    for k in 0..dst.count as usize {
                         let peer = self.peer(lane, dst.ix as usize + k, rank)?;
                         let channel = wiring.channel(rank, peer, dst.port);
                         wiring.ends[channel as usize].sends.push(here);
@@ -172,7 +177,7 @@ impl<'a> Net<'a> {
                         dsts.push(Operand::Message { channel, reply });
                     }
                 }
-                _ => dsts.push(Operand::Local(self.region(dst, at)?)),
+                _ => dsts.push(Operand::Local(self.region(dst)?)),
             }
         }
         if repeats(&srcs, false) || repeats(&dsts, true) {
@@ -201,13 +206,7 @@ impl<'a> Net<'a> {
         }
     }
 
-    fn region(&self, arg: &Arg, at: u32) -> Result<u32, String> {
-        if arg.at != at {
-            return Err(format!(
-                "joins chunks of different places, {} and {at}: their lengths differ",
-                arg.at
-            ));
-        }
+    fn region(&self, arg: &Arg) -> Result<u32, String> {
         match arg.kind {
             ArgKind::In => Ok(IN),
             ArgKind::Scratch if arg.ix as u32 >= self.scratch => Err(format!("uses scratch {}", arg.ix)),

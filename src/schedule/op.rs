@@ -9,19 +9,19 @@
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ArgKind {
-    /// `Op::len` chunks of the caller's input from chunk `at`. Source only.
+    /// The op's chunks of the caller's input. Source only.
     In = 0,
-    /// `Op::len` chunks of the caller's output from chunk `at`. May be the same memory as `In`.
+    /// The op's chunks of the caller's output. May be the same memory as `In`.
     Out = 1,
-    /// `Op::len` chunks of scratch image `ix` from chunk `at`.
+    /// The op's chunks of scratch image `ix`.
     Scratch = 2,
     /// The next message from `Lane::peers[ix]` on `port`. Source only.
     Recv = 3,
-    /// The next message to each of `Lane::peers[ix..ix + at]` on `port`. Destination only.
+    /// The next message to each of `Lane::peers[ix..ix + count]` on `port`. Destination only.
     Send = 4,
 }
 
-/// One operand, 8 bytes. What `ix` and `at` mean is said at each [`ArgKind`].
+/// One operand. What `ix` and `count` mean is said at each [`ArgKind`]; where nothing is said, they are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Arg {
@@ -29,10 +29,10 @@ pub struct Arg {
     /// Distinguishes channels between the same two ranks (a tree's up and down, for example).
     pub port: u8,
     pub ix: u16,
-    pub at: u32,
+    pub count: u16,
 }
 
-/// One step: fold `nsrc` sources, write `ndst` destinations, each `len` chunks long.
+/// One step: fold `nsrc` sources, write `ndst` destinations, all of them chunks `at..at + len`.
 ///
 /// Its operands are `args[arg..arg + nsrc]` (sources, in fold order) and then `ndst` destinations.
 /// It fires when every `Recv` has a message and every `Send` has room. All destinations get the
@@ -40,6 +40,8 @@ pub struct Arg {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Op {
+    /// First chunk, and number of chunks: of every operand, messages too. Within one block.
+    pub at: u32,
     pub len: u32,
     /// Index of the first operand in [`Lane::args`].
     pub arg: u32,
@@ -76,13 +78,18 @@ impl Lane {
 
 /// What one rank does in a collective.
 ///
-/// The tile loop cuts the buffer into tiles and every tile into `chunks` chunks (both by
-/// [`cut`](super::cut)); each lane runs its ops for tile 0, then for tile 1, and so on. Lanes of one
-/// program run concurrently.
+/// A collective's data are [blocks](super::Collective). The tile loop cuts every block into tiles and
+/// every tile into `chunks` chunks (both by [`cut`](super::cut)); chunk `c` of block `b` has number `b *
+/// chunks + c`. Each lane runs its ops for tile 0, then for tile 1, and so on; where blocks have
+/// different numbers of tiles, the ops of a block that has no such tile are left out, on all ranks. Lanes
+/// of one program run concurrently.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Program {
     pub lanes: Vec<Lane>,
+    /// Blocks of the collective, those of other ranks too.
+    pub blocks: u32,
+    /// Chunks per block.
     pub chunks: u32,
-    /// Scratch images, each as large as a tile.
+    /// Scratch images: each has room for a tile of every block that this rank stores in it.
     pub scratch: u32,
 }

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::collective::Collective;
 use super::net::{Channel, IN, Net, NetOp, OUT, Operand};
 use super::verify::{Fault, FaultKind};
 
@@ -27,6 +28,13 @@ pub struct Game {
     pub by_ref: bool,
     /// Replies go back into the memory or the slot of the message that they answer.
     pub reply: bool,
+    /// What the schedule is for.
+    pub collective: Collective,
+    pub root: usize,
+    /// Folds take their sources as balanced adjacent pairs, instead of from left to right.
+    pub pairs: bool,
+    /// Skips the ops of about half of the blocks, chosen by this number.
+    pub skip: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +109,17 @@ struct Player<'a> {
 
 /// Plays to the end, or says what is wrong.
 pub fn play(net: &Net, game: Game) -> Result<(), Fault> {
+    run(net, game)?.end()
+}
+
+/// Plays to the end, and says whether every result was folded as adjacent pairs of ranks.
+pub fn folds_pairs(net: &Net, game: Game) -> Result<bool, Fault> {
+    let p = run(net, game)?;
+    p.end()?;
+    Ok(p.in_pairs())
+}
+
+fn run<'a>(net: &'a Net, game: Game) -> Result<Player<'a>, Fault> {
     let lanes = net.lanes.len();
     let mut p = Player {
         net,
@@ -124,10 +143,34 @@ pub fn play(net: &Net, game: Game) -> Result<(), Fault> {
     if let Some(stuck) = (0..lanes).find(|&l| p.position(l).is_some()) {
         return Err(p.deadlock(stuck));
     }
-    if game.values { p.results() } else { Ok(()) }
+    Ok(p)
 }
 
 impl Player<'_> {
+    fn end(&self) -> Result<(), Fault> {
+        if self.game.values { self.results() } else { Ok(()) }
+    }
+
+    fn block(&self, chunk: u32) -> usize {
+        (chunk / self.net.programs[0].chunks.max(1)) as usize
+    }
+
+    /// The rank's send buffer has this chunk.
+    fn has_in(&self, rank: usize, chunk: u32) -> bool {
+        let (n, g) = (self.net.programs.len(), &self.game);
+        g.collective.sent(n, g.root, rank, self.block(chunk)).is_some()
+    }
+
+    /// The rank's receive buffer has this chunk.
+    fn has_out(&self, rank: usize, chunk: u32) -> bool {
+        let (n, g) = (self.net.programs.len(), &self.game);
+        g.collective.received(n, g.root, rank, self.block(chunk)).is_some()
+    }
+
+    fn skipped(&self, chunk: u32) -> bool {
+        self.game.skip.is_some_and(|seed| mix(seed ^ mix(self.block(chunk) as u64)) & 1 == 1)
+    }
+
     /// (tile, op) that a lane stands at; `None` when it is through.
     fn position(&self, lane: usize) -> Option<(u32, usize)> {
         let ops = self.net.lanes[lane].ops.len() as u32;
@@ -143,9 +186,11 @@ impl Player<'_> {
                 for tile in 0..self.tiles_of(region) {
                     for chunk in 0..k {
                         let mut value = Value { sum: 0, tree: 0, state: State::Undefined };
-                        if region == IN {
+                        if region == IN && self.has_in(rank, chunk) {
                             let leaf = leaf(rank, tile, chunk);
-                            value = Value { sum: leaf, tree: mix(leaf), state: State::Partial };
+                            let moved = !self.game.collective.reduces();
+                            let state = if moved { State::Complete } else { State::Partial };
+                            value = Value { sum: leaf, tree: mix(leaf), state };
                             let sum = &mut self.expected[(tile * k + chunk) as usize];
                             *sum = sum.wrapping_add(leaf);
                         }
@@ -165,7 +210,7 @@ impl Player<'_> {
         let (k, tiles) = (self.net.chunks, self.game.tiles);
         let in_rank = match region {
             IN => tile * k,
-            OUT if self.game.in_place => tile * k,
+            OUT if self.game.in_place && self.has_in(rank, chunk) && self.has_out(rank, chunk) => tile * k,
             OUT => (tiles + tile) * k,
             image => (2 * tiles + image - 2) * k,
         };
@@ -198,6 +243,13 @@ impl Player<'_> {
         let net = self.net;
         let l = &net.lanes[lane];
         let op = l.ops[index];
+        if self.skipped(op.at) {
+            self.done[lane] += 1;
+            if self.game.values {
+                self.tick(lane, &[]);
+            }
+            return Ok(true);
+        }
         if self.blocked(lane, &op).is_some() {
             return Ok(false);
         }
@@ -214,6 +266,16 @@ impl Player<'_> {
             self.compute(lane, index, tile, &received)?;
             for dst in l.dsts(&op) {
                 if let Operand::Local(region) = *dst {
+                    if let [Operand::Local(from)] = l.srcs(&op)[..]
+                        && self.cell(l.rank, from, tile, op.at) == self.cell(l.rank, region, tile, op.at)
+                    {
+                        // A copy onto itself, in place: nobody touches the memory.
+                        for k in 0..op.len {
+                            let ix = self.cell(l.rank, region, tile, op.at + k);
+                            self.cells[ix].value = self.values[k as usize];
+                        }
+                        continue;
+                    }
                     self.write((lane, index), l.rank, region, tile)?;
                 }
             }
@@ -274,9 +336,11 @@ impl Player<'_> {
         let op = l.ops[index];
         let mut values = std::mem::take(&mut self.values);
         values.clear();
-        for (i, (src, message)) in l.srcs(&op).iter().zip(received).enumerate() {
-            for k in 0..op.len {
-                let value = match (src, message.as_ref().map(|m| (&m.body, m.tile))) {
+        let mut column: Vec<Value> = Vec::with_capacity(l.srcs(&op).len());
+        for k in 0..op.len {
+            column.clear();
+            for (src, message) in l.srcs(&op).iter().zip(received) {
+                column.push(match (src, message.as_ref().map(|m| (&m.body, m.tile))) {
                     (_, Some((Body::Copy(copy), _))) => copy[k as usize],
                     (_, Some((Body::Ref { rank, region }, tile))) => {
                         self.read((lane, index), *rank as usize, *region, tile, op.at + k)?
@@ -285,24 +349,25 @@ impl Player<'_> {
                         self.read((lane, index), l.rank, *region, tile, op.at + k)?
                     }
                     (Operand::Message { .. }, _) => unreachable!("a receive fires with its message"),
-                };
-                if i == 0 {
-                    values.push(value);
-                } else {
-                    let acc = &mut values[k as usize];
-                    if acc.state == State::Complete || value.state == State::Complete {
-                        let what = format!("folds chunk {} although it is complete already", op.at + k);
-                        return Err(self.fault(FaultKind::Complete, (lane, index), what));
-                    }
-                    acc.sum = acc.sum.wrapping_add(value.sum);
-                    acc.tree = mix(acc.tree ^ mix(value.tree.wrapping_add(0x5bd1_e995)));
-                }
+                });
             }
+            if column.len() > 1 && column.iter().any(|v| v.state == State::Complete) {
+                let what = format!("folds chunk {} although it is complete already", op.at + k);
+                return Err(self.fault(FaultKind::Complete, (lane, index), what));
+            }
+            values.push(if self.game.pairs {
+                fold_pairs(&mut column)
+            } else {
+                column.iter().skip(1).fold(column[0], |acc, v| fold(acc, *v))
+            });
         }
         for (k, value) in values.iter_mut().enumerate() {
             let chunk = op.at + k as u32;
             let whole = value.sum == self.expected[(tile * net.chunks + chunk) as usize];
+            let completes = self.game.collective.completes();
             let what = match (op.complete, value.state == State::Complete, whole) {
+                (true, ..) if !completes => "is marked complete, but not of a collective that completes: chunk",
+                (_, _, true) | (_, true, _) if !completes => "",
                 (true, true, _) => "is marked complete, but copies a complete value: chunk",
                 (true, false, false) => "is marked complete, but lacks or repeats a contribution: chunk",
                 (false, false, true) => "completes a value and is not marked so: chunk",
@@ -354,6 +419,11 @@ impl Player<'_> {
     fn write(&mut self, me: (usize, usize), rank: usize, region: u32, tile: u32) -> Result<(), Fault> {
         let lanes = self.net.lanes.len();
         let at = self.net.lanes[me.0].ops[me.1].at;
+        // A reply that goes back into an input is a result only where the input is the output, too.
+        if region <= OUT && !self.has_out(rank, at) {
+            let what = format!("writes {}, which is no part of its result", place(rank, region, at));
+            return Err(self.fault(FaultKind::Value, me, what));
+        }
         for k in 0..self.values.len() {
             let ix = self.cell(rank, region, tile, at + k as u32);
             let clock = &self.clocks[me.0 * lanes..][..lanes];
@@ -418,24 +488,52 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Every output chunk is complete and was folded in the same tree on all ranks.
+    /// Every output chunk holds what it should, and was folded in the same tree on all ranks that get it.
     fn results(&self) -> Result<(), Fault> {
-        for rank in 0..self.net.programs.len() {
-            for tile in 0..self.game.tiles {
-                for chunk in 0..self.net.chunks {
-                    let value = |rank| self.cells[self.cell(rank, OUT, tile, chunk)].value;
-                    if value(rank).state != State::Complete {
+        let (n, collective) = (self.net.programs.len(), self.game.collective);
+        let prefixes = collective.reduces() && !collective.completes();
+        for tile in 0..self.game.tiles {
+            for chunk in (0..self.net.chunks).filter(|&c| !self.skipped(c)) {
+                let mut first: Option<usize> = None;
+                for rank in (0..n).filter(|&r| self.has_out(r, chunk)) {
+                    let value = self.result(rank, tile, chunk);
+                    if value.state == State::Undefined || (!prefixes && value.state != State::Complete) {
                         let what = format!("never gets the result of chunk {chunk}");
                         return Err(Fault::whole(FaultKind::Value, rank, what));
                     }
-                    if value(rank).tree != value(0).tree {
-                        let what = format!("folds chunk {chunk} in another order than rank 0");
+                    let wanted = (0..collective.folded(n, rank)).filter(|&r| self.has_in(r, chunk));
+                    let sum = wanted.fold(0u64, |s, r| s.wrapping_add(leaf(r, tile, chunk)));
+                    if value.sum != sum {
+                        let what = format!("gets something else as the result of chunk {chunk}");
+                        return Err(Fault::whole(FaultKind::Value, rank, what));
+                    }
+                    let first = *first.get_or_insert(rank);
+                    if !prefixes && value.tree != self.result(first, tile, chunk).tree {
+                        let what = format!("folds chunk {chunk} in another order than rank {first}");
                         return Err(Fault::whole(FaultKind::Tree, rank, what));
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    fn result(&self, rank: usize, tile: u32, chunk: u32) -> Value {
+        self.cells[self.cell(rank, OUT, tile, chunk)].value
+    }
+
+    /// Every result is the fold of adjacent pairs of ranks.
+    fn in_pairs(&self) -> bool {
+        let n = self.net.programs.len();
+        (0..self.net.chunks).all(|chunk| {
+            let value = |rank| {
+                let leaf = leaf(rank, 0, chunk);
+                Value { sum: leaf, tree: mix(leaf), state: State::Partial }
+            };
+            let mut column: Vec<Value> = (0..n).filter(|&r| self.has_in(r, chunk)).map(value).collect();
+            let tree = fold_pairs(&mut column).tree;
+            (0..n).filter(|&r| self.has_out(r, chunk)).all(|r| self.result(r, 0, chunk).tree == tree)
+        })
     }
 
     /// Follows who waits for whom from a stuck lane until the circle closes.
@@ -472,6 +570,24 @@ impl Player<'_> {
         let l = &self.net.lanes[lane];
         Fault::at(self.net.programs, kind, (l.rank, l.index, op), what)
     }
+}
+
+fn fold(a: Value, b: Value) -> Value {
+    Value {
+        sum: a.sum.wrapping_add(b.sum),
+        tree: mix(a.tree ^ mix(b.tree.wrapping_add(0x5bd1_e995))),
+        state: State::Partial,
+    }
+}
+
+/// Folds adjacent pairs, then pairs of these; an odd last one passes up.
+fn fold_pairs(column: &mut Vec<Value>) -> Value {
+    while column.len() > 1 {
+        let up: Vec<Value> =
+            column.chunks(2).map(|pair| if let [a, b] = pair { fold(*a, *b) } else { pair[0] }).collect();
+        *column = up;
+    }
+    column[0]
 }
 
 fn place(rank: usize, region: u32, chunk: u32) -> String {

@@ -5,13 +5,6 @@ use std::fmt::Write;
 use super::op::{Arg, ArgKind, Lane, Op, Program};
 use super::shape::cut;
 
-/// First chunk of an op: that of its local operands, which all start at the same one. `None` for an
-/// op without any, which no valid schedule has.
-pub fn first_chunk(lane: &Lane, op: &Op) -> Option<u32> {
-    let local = |a: &&Arg| !matches!(a.kind, ArgKind::Recv | ArgKind::Send);
-    lane.srcs(op).iter().chain(lane.dsts(op)).find(local).map(|a| a.at)
-}
-
 /// One op in full, as `fold In[2] + recv r1 -> Out[2], send r3`. Ports other than 0 follow the rank:
 /// `r1:2`.
 pub fn step(lane: &Lane, op: usize) -> String {
@@ -27,10 +20,9 @@ pub fn step(lane: &Lane, op: usize) -> String {
 /// What an op stands for while it cannot go on, as `waits for chunk 2 from rank 5`.
 pub fn describe(lane: &Lane, op: usize) -> String {
     let Some(op) = lane.ops.get(op) else { return "is done".into() };
-    let chunks = match (first_chunk(lane, op), op.len) {
-        (Some(at), 1) => format!("chunk {at}"),
-        (Some(at), len) => format!("chunks {at}..{}", at as u64 + len as u64),
-        (None, _) => "a message".into(),
+    let chunks = match op.len {
+        1 => format!("chunk {}", op.at),
+        len => format!("chunks {}..{}", op.at, op.at as u64 + len as u64),
     };
     let ranks = |args: &[Arg]| -> Vec<u32> { args.iter().flat_map(|a| peers(lane, a)).copied().collect() };
     let (from, to) = (ranks(lane.srcs(op)), ranks(lane.dsts(op)));
@@ -94,7 +86,7 @@ fn goal_op(
     before: Option<u64>,
 ) -> u64 {
     let edge = |i: u64| cut(tile_len, i, chunks as u64, 64);
-    let at = first_chunk(lane, op).unwrap_or(0) as u64;
+    let at = op.at as u64;
     let len = edge(at + op.len as u64) - edge(at);
     let mut line = |text: &mut String, what: String, after: &[u64]| {
         *label += 1;
@@ -126,7 +118,7 @@ fn goal_op(
 fn peers<'a>(lane: &'a Lane, arg: &Arg) -> &'a [u32] {
     let count = match arg.kind {
         ArgKind::Recv => 1,
-        ArgKind::Send => arg.at as usize,
+        ArgKind::Send => arg.count as usize,
         _ => 0,
     };
     let ix = arg.ix as usize;
@@ -135,8 +127,8 @@ fn peers<'a>(lane: &'a Lane, arg: &Arg) -> &'a [u32] {
 
 fn operand(lane: &Lane, op: &Op, arg: &Arg) -> String {
     let memory = |name: &str| match op.len {
-        1 => format!("{name}[{}]", arg.at),
-        len => format!("{name}[{}..{}]", arg.at, arg.at as u64 + len as u64),
+        1 => format!("{name}[{}]", op.at),
+        len => format!("{name}[{}..{}]", op.at, op.at as u64 + len as u64),
     };
     match arg.kind {
         ArgKind::In => memory("In"),
@@ -164,13 +156,13 @@ fn names(ranks: &[u32]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Algorithm, Groups};
+    use super::super::{Algorithm, Collective, Groups};
     use super::*;
 
     #[test]
     fn a_ring_reads_as_its_picture() {
-        let ring = Algorithm::by_name("ring").unwrap();
-        let text = picture(&ring.program(0, &Groups::flat(3)), 0);
+        let ring = Algorithm::by_name(Collective::AllReduce, "ring").unwrap();
+        let text = picture(&ring.program(0, &Groups::flat(3), 0), 0);
         assert_eq!(
             text,
             "rank 0, 3 chunks\n\
@@ -184,24 +176,24 @@ mod tests {
 
     #[test]
     fn waits_name_chunks_and_ranks() {
-        let direct = Algorithm::by_name("direct").unwrap();
-        let lane = &direct.program(1, &Groups::flat(3)).lanes[0];
+        let direct = Algorithm::by_name(Collective::AllReduce, "direct").unwrap();
+        let lane = &direct.program(1, &Groups::flat(3), 0).lanes[0];
         assert_eq!(describe(lane, 0), "waits for room to send chunk 2 to rank 2");
         assert_eq!(describe(lane, 2), "waits for chunk 1 from ranks 0, 2 or for room to send to ranks 2, 0");
         assert_eq!(describe(lane, 4), "waits for chunk 0 from rank 0");
         assert_eq!(describe(lane, 99), "is done");
-        let tree = Algorithm::by_name("double_tree").unwrap();
-        let lane = &tree.program(0, &Groups::flat(2)).lanes[0];
+        let tree = Algorithm::by_name(Collective::AllReduce, "double_tree").unwrap();
+        let lane = &tree.program(0, &Groups::flat(2), 0).lanes[0];
         assert_eq!(step(lane, 0), "copy In[0] -> send r1");
-        let hier = Algorithm::by_name("hier_leader").unwrap();
-        let lane = &hier.program(1, &Groups::blocks(4, 2)).lanes[0];
+        let hier = Algorithm::by_name(Collective::AllReduce, "hier_leader").unwrap();
+        let lane = &hier.program(1, &Groups::blocks(4, 2), 0).lanes[0];
         assert_eq!(describe(lane, 1), "waits for chunks 0..2 from rank 0");
     }
 
     #[test]
     fn goal_text_of_two_ranks() {
-        let direct = Algorithm::by_name("direct").unwrap();
-        let programs: Vec<_> = (0..2).map(|r| direct.program(r, &Groups::flat(2))).collect();
+        let direct = Algorithm::by_name(Collective::AllReduce, "direct").unwrap();
+        let programs = direct.programs(&Groups::flat(2), 0);
         let text = goal(&programs, 256, 1);
         let rank0 = "num_ranks 2\n\nrank 0 {\n\
             l1: calc 0\nl2: send 128b to 1 tag 0\nl2 requires l1\n\

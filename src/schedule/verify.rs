@@ -21,9 +21,10 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::algorithm::{Algorithm, Groups, algorithms};
+use super::collective::Collective;
 use super::net::Net;
 use super::op::Program;
-use super::play::{Game, play};
+use super::play::{Game, folds_pairs, play};
 use super::print::step;
 
 /// What is wrong with a schedule.
@@ -105,20 +106,29 @@ pub struct Proof {
     pub messages: usize,
 }
 
-/// Proves an algorithm's schedule for these groups, and all that the algorithm declares.
-pub fn verify(algorithm: &Algorithm, groups: &Groups) -> Result<Proof, Fault> {
+/// Proves an algorithm's schedule for these groups and this root, and all that the algorithm declares.
+pub fn verify(algorithm: &Algorithm, groups: &Groups, root: usize) -> Result<Proof, Fault> {
     let claims =
         Claims { depth: algorithm.min_depth, ref_safe: algorithm.ref_safe, reply_safe: algorithm.reply_safe };
-    check(&algorithm.programs(groups), claims)
+    check(algorithm.collective, root, &algorithm.programs(groups, root), claims)
 }
 
-/// Proves a schedule (the programs of all ranks, in rank order) and the claims about it.
-pub fn check(programs: &[Program], claims: Claims) -> Result<Proof, Fault> {
+/// Proves a schedule for a collective (the programs of all ranks, in rank order) and the claims about it.
+pub fn check(
+    collective: Collective,
+    root: usize,
+    programs: &[Program],
+    claims: Claims,
+) -> Result<Proof, Fault> {
     let net = Net::new(programs)?;
     let tiles = if net.scratch == 0 { 1 } else { 2 };
-    live(&net, claims.depth, false)?;
+    let game = Game { tiles, ..quiet(collective, root) };
+    live(&net, Some(claims.depth), game)?;
     for in_place in [true, false] {
-        let game = Game { tiles, depth: None, values: true, in_place, by_ref: false, reply: false };
+        if in_place && collective == Collective::AllToAll {
+            continue;
+        }
+        let game = Game { values: true, in_place, ..game };
         play(&net, game)?;
         if claims.ref_safe {
             play(&net, Game { by_ref: true, ..game })?;
@@ -128,20 +138,57 @@ pub fn check(programs: &[Program], claims: Claims) -> Result<Proof, Fault> {
         }
     }
     if claims.reply_safe {
-        live(&net, claims.depth, true)?;
+        live(&net, Some(claims.depth), Game { reply: true, ..game })?;
+    }
+    if programs[0].blocks > 1 {
+        // With uneven counts, later tiles have only some of the blocks.
+        for seed in 0..SUBSETS {
+            let game = Game { skip: Some(seed), ..game };
+            live(&net, Some(claims.depth), game)?;
+            play(&net, Game { values: true, in_place: false, ..game })?;
+        }
     }
     let ops = net.lanes.iter().map(|lane| lane.ops.len()).sum();
     Ok(Proof { ranks: programs.len(), lanes: net.lanes.len(), ops, messages: net.messages })
 }
 
-/// Proves only that nothing deadlocks when channels hold `depth` messages.
-pub fn live_at(programs: &[Program], depth: u32) -> Result<(), Fault> {
-    live(&Net::new(programs)?, depth, false)
+/// Subsets of blocks that are tried.
+const SUBSETS: u64 = 2;
+
+/// A game without values.
+fn quiet(collective: Collective, root: usize) -> Game {
+    Game {
+        tiles: 1,
+        depth: None,
+        values: false,
+        in_place: true,
+        by_ref: false,
+        reply: false,
+        collective,
+        root,
+        pairs: false,
+        skip: None,
+    }
 }
 
-fn live(net: &Net, depth: u32, reply: bool) -> Result<(), Fault> {
-    let depth = Some(depth);
-    play(net, Game { tiles: 1, depth, values: false, in_place: true, by_ref: false, reply })
+/// Whether every result of a schedule is folded as adjacent pairs of ranks, (0 + 1) + (2 + 3) and so on,
+/// when its ops fold their sources so: then its bits do not depend on the algorithm. Scans have one
+/// order in any case.
+pub fn is_canonical(collective: Collective, root: usize, programs: &[Program]) -> bool {
+    if !collective.completes() {
+        return true;
+    }
+    let game = Game { values: true, in_place: false, pairs: true, ..quiet(collective, root) };
+    Net::new(programs).and_then(|net| folds_pairs(&net, game)).unwrap_or(false)
+}
+
+/// Proves only that nothing deadlocks when channels hold `depth` messages.
+pub fn live_at(programs: &[Program], depth: u32) -> Result<(), Fault> {
+    live(&Net::new(programs)?, Some(depth), quiet(Collective::AllReduce, 0))
+}
+
+fn live(net: &Net, depth: Option<u32>, game: Game) -> Result<(), Fault> {
+    play(net, Game { tiles: 1, depth, values: false, ..game })
 }
 
 /// What [`verify_all`] proved.
@@ -169,17 +216,23 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
     for algorithm in algorithms() {
         let before = sum;
         let began = Instant::now();
-        for n in 1..=max_ranks {
+        for n in (1..=max_ranks).filter(|&n| algorithm.collective == Collective::AllReduce || sampled(n)) {
             for groups in if algorithm.hierarchical { groupings(n) } else { vec![Groups::flat(n)] } {
-                let who = || format!("{} on {n} ranks in {} groups", algorithm.name, groups.len());
-                let proof = verify(algorithm, &groups).map_err(|f| crate::Error::from(f).who(who()))?;
-                sum.schedules += 1;
-                sum.ops += proof.ops;
-                sum.messages += proof.messages;
-                if algorithm.min_depth > 1
-                    && live_at(&algorithm.programs(&groups), algorithm.min_depth - 1).is_err()
-                {
-                    sum.refused += 1;
+                for root in roots(algorithm.collective, n) {
+                    let who = || {
+                        let name = algorithm.collective.name();
+                        format!("{name} by {} on {n} ranks in {} groups, root {root}", algorithm.name, groups.len())
+                    };
+                    let proof =
+                        verify(algorithm, &groups, root).map_err(|f| crate::Error::from(f).who(who()))?;
+                    sum.schedules += 1;
+                    sum.ops += proof.ops;
+                    sum.messages += proof.messages;
+                    if algorithm.min_depth > 1
+                        && live_at(&algorithm.programs(&groups, root), algorithm.min_depth - 1).is_err()
+                    {
+                        sum.refused += 1;
+                    }
                 }
             }
         }
@@ -190,7 +243,8 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
             return Err(crate::Error::internal(what));
         }
         progress(&format!(
-            "{:18} {:4} schedules, {:8} ops, {:8} messages, {:4} refused at depth {}, {:.2} s",
+            "{:14} {:18} {:4} schedules, {:8} ops, {:8} messages, {:4} refused at depth {}, {:.2} s",
+            algorithm.collective.name(),
             algorithm.name,
             sum.schedules - before.schedules,
             sum.ops - before.ops,
@@ -202,6 +256,18 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
     }
     sum.time = start.elapsed();
     Ok(sum)
+}
+
+/// Numbers of ranks that the collectives other than allreduce are proved for: their stages are the same.
+fn sampled(n: usize) -> bool {
+    n <= 12 || [15, 16, 17, 24, 31, 32, 33].contains(&n)
+}
+
+/// Roots that are proved: the first, the last, and one between.
+fn roots(collective: Collective, n: usize) -> Vec<usize> {
+    let mut roots = if collective.rooted() { vec![0, n / 2, n - 1] } else { vec![0] };
+    roots.dedup();
+    roots
 }
 
 /// Groups that hierarchies are proved with: consecutive ranks in groups of every size that divides
@@ -228,8 +294,8 @@ mod tests {
 
     const CLAIMS: Claims = Claims { depth: 2, ref_safe: false, reply_safe: false };
 
-    fn arg(kind: ArgKind, ix: u16, at: u32) -> Arg {
-        Arg { kind, port: 0, ix, at }
+    fn arg(kind: ArgKind, ix: u16, count: u16) -> Arg {
+        Arg { kind, port: 0, ix, count }
     }
 
     /// A lane from (sources, destinations, complete), one chunk each.
@@ -237,7 +303,7 @@ mod tests {
         let mut lane = Lane { peers: peers.to_vec(), ..Lane::default() };
         for (srcs, dsts, complete) in ops {
             let (arg, nsrc, ndst) = (lane.args.len() as u32, srcs.len() as u16, dsts.len() as u16);
-            lane.ops.push(Op { len: 1, arg, nsrc, ndst, complete: *complete });
+            lane.ops.push(Op { at: 0, len: 1, arg, nsrc, ndst, complete: *complete });
             lane.args.extend_from_slice(srcs);
             lane.args.extend_from_slice(dsts);
         }
@@ -255,7 +321,7 @@ mod tests {
         let dsts = [&[send], first].concat();
         let zero = vec![lane(&[1], &[(&[input], &dsts, false)]), lane(&[1], &answer)];
         let one = vec![lane(&[0], &[(&[recv, input], &[out, send], true)])];
-        [zero, one].map(|lanes| Program { lanes, chunks: 1, scratch }).to_vec()
+        [zero, one].map(|lanes| Program { lanes, blocks: 1, chunks: 1, scratch }).to_vec()
     }
 
     #[test]
@@ -264,13 +330,16 @@ mod tests {
         // The second lane reads scratch after the answer: ordered in one tile. The first lane then
         // writes it for the next tile without waiting.
         let racy = ask(2, &[image(0)], &[(&[image(0)], &[image(1)], false)]);
-        let fault = check(&racy, CLAIMS).unwrap_err();
+        let fault = check(Collective::AllReduce, 0, &racy, CLAIMS).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Race, "{fault}");
         let net = Net::new(&racy).unwrap();
-        let game = Game { tiles: 1, depth: None, values: true, in_place: false, by_ref: false, reply: false };
+        let game = Game { values: true, in_place: false, ..quiet(Collective::AllReduce, 0) };
         assert!(play(&net, game).is_ok());
         let clean = ask(2, &[image(0)], &[]);
-        assert_eq!(check(&clean, CLAIMS), Ok(Proof { ranks: 2, lanes: 3, ops: 3, messages: 2 }));
+        assert_eq!(
+            check(Collective::AllReduce, 0, &clean, CLAIMS),
+            Ok(Proof { ranks: 2, lanes: 3, ops: 3, messages: 2 })
+        );
     }
 
     #[test]
@@ -298,17 +367,25 @@ mod tests {
             (&[recv(1)], &[out], false),
         ];
         let programs = |two: Lane| -> Vec<Program> {
-            let program = |lane: &Lane| Program { lanes: vec![lane.clone()], chunks: 1, scratch: 2 };
+            let program =
+                |lane: &Lane| Program { lanes: vec![lane.clone()], blocks: 1, chunks: 1, scratch: 2 };
             [&zero, &one, &two].map(program).to_vec()
         };
         let claims = Claims { ref_safe: true, ..CLAIMS };
         let eager = programs(lane(&[0, 1], &ops));
-        check(&eager, claims).unwrap();
-        let fault = check(&eager, Claims { reply_safe: true, ..claims }).unwrap_err();
+        check(Collective::AllReduce, 0, &eager, claims).unwrap();
+        let fault =
+            check(Collective::AllReduce, 0, &eager, Claims { reply_safe: true, ..claims }).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Race, "{fault}");
         // With the read first, all is well.
         ops.swap(0, 1);
-        check(&programs(lane(&[0, 1], &ops)), Claims { reply_safe: true, ..claims }).unwrap();
+        check(
+            Collective::AllReduce,
+            0,
+            &programs(lane(&[0, 1], &ops)),
+            Claims { reply_safe: true, ..claims },
+        )
+        .unwrap();
     }
 
     #[test]
@@ -316,7 +393,7 @@ mod tests {
         let mend = |change: &dyn Fn(&mut Program)| {
             let mut programs = ask(1, &[], &[]);
             change(&mut programs[0]);
-            check(&programs, CLAIMS).map_err(|f| f.kind)
+            check(Collective::AllReduce, 0, &programs, CLAIMS).map_err(|f| f.kind)
         };
         assert!(mend(&|_| {}).is_ok());
         let malformed: [&dyn Fn(&mut Program); 12] = [
@@ -324,25 +401,25 @@ mod tests {
             &|p| p.lanes[0].ops[0].arg = 77,
             &|p| p.lanes[0].ops[0].len = 2,
             &|p| p.lanes[0].ops[0].len = 0,
-            &|p| p.lanes[0].args[0].at = u32::MAX,
+            &|p| p.lanes[0].ops[0].at = u32::MAX,
             &|p| p.lanes[0].args[0] = arg(ArgKind::Send, 0, 1),
             &|p| p.lanes[1].args[1] = arg(ArgKind::In, 0, 0),
             &|p| p.lanes[1].args[1] = arg(ArgKind::Scratch, 1, 0),
             &|p| p.lanes[0].peers[0] = 0,
             &|p| p.lanes[0].peers[0] = 2,
-            &|p| p.lanes[0].args[1].at = u32::MAX,
+            &|p| p.lanes[0].args[1].count = u16::MAX,
             &|p| p.chunks = 2,
         ];
         for (i, change) in malformed.iter().enumerate() {
             assert_eq!(mend(change), Err(FaultKind::Malformed), "change {i}");
         }
-        assert!(check(&[], CLAIMS).is_err());
+        assert!(check(Collective::AllReduce, 0, &[], CLAIMS).is_err());
     }
 
     #[test]
     fn faults_name_the_place() {
-        let ring = Algorithm::by_name("ring").unwrap();
-        let fault = live_at(&ring.programs(&Groups::flat(3)), 1).unwrap_err();
+        let ring = Algorithm::by_name(Collective::AllReduce, "ring").unwrap();
+        let fault = live_at(&ring.programs(&Groups::flat(3), 0), 1).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Deadlock);
         assert_eq!(
             fault.text,

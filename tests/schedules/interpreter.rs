@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use graccl::schedule::{Arg, ArgKind, Lane, Op, Program, cut, first_chunk};
+use graccl::schedule::{Arg, ArgKind, Lane, Op, Program, cut};
 
 use crate::Rng;
 
@@ -139,11 +139,11 @@ impl<'a> Run<'a> {
         lane.srcs(op).iter().all(recv) && lane.dsts(op).iter().all(room)
     }
 
-    fn span(&self, rank: usize, lane: &Lane, op: &Op, tile: u64) -> Range<usize> {
+    fn span(&self, rank: usize, op: &Op, tile: u64) -> Range<usize> {
         let chunks = self.programs[rank].chunks as u64;
         let edge = |t| cut(self.setting.count as u64, t, self.setting.tiles, 1);
         let (base, len) = (edge(tile), edge(tile + 1) - edge(tile));
-        let at = first_chunk(lane, op).expect("accepted ops have a local operand") as u64;
+        let at = op.at as u64;
         let inner = |i| (base + cut(len, i, chunks, 1)) as usize;
         inner(at)..inner(at + op.len as u64)
     }
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
         tile: u64,
         fold: fn(i64, i64) -> i64,
     ) -> Result<(), String> {
-        let span = self.span(rank, lane, op, tile);
+        let span = self.span(rank, op, tile);
         let mut value: Vec<i64> = Vec::new();
         // Messages of this op by (peer, port), and what becomes of their slots.
         let mut received: Vec<(usize, u8, Message)> = Vec::new();
@@ -193,8 +193,7 @@ impl<'a> Run<'a> {
         if op.complete {
             value.iter_mut().for_each(|v| *v = post(*v));
         }
-        for dst in lane.dsts(op).iter().filter(|d| d.kind == ArgKind::Out) {
-            assert_eq!(Some(dst.at), first_chunk(lane, op));
+        for _ in lane.dsts(op).iter().filter(|d| d.kind == ArgKind::Out) {
             state.output[rank][span.clone()].copy_from_slice(&value);
         }
         let stores = lane.dsts(op).iter().any(|d| d.kind == ArgKind::Out);
@@ -236,5 +235,5 @@ impl<'a> Run<'a> {
 }
 
 fn readers<'a>(lane: &'a Lane, send: &Arg) -> &'a [u32] {
-    &lane.peers[send.ix as usize..][..send.at as usize]
+    &lane.peers[send.ix as usize..][..send.count as usize]
 }

@@ -7,6 +7,7 @@ use crate::Rng;
 /// An op with its operands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
+    pub at: u32,
     pub len: u32,
     pub complete: bool,
     pub srcs: Vec<Arg>,
@@ -15,6 +16,7 @@ pub struct Step {
 
 pub fn unpack(lane: &Lane) -> Vec<Step> {
     let step = |op: &Op| Step {
+        at: op.at,
         len: op.len,
         complete: op.complete,
         srcs: lane.srcs(op).to_vec(),
@@ -27,6 +29,7 @@ pub fn pack(steps: &[Step], peers: &[u32]) -> Lane {
     let mut lane = Lane { peers: peers.to_vec(), ..Lane::default() };
     for s in steps {
         lane.ops.push(Op {
+            at: s.at,
             len: s.len,
             arg: lane.args.len() as u32,
             nsrc: s.srcs.len() as u16,
@@ -53,10 +56,8 @@ pub enum Kind {
     DropDest,
     /// Adds a store of the value to `Out`.
     AddStore,
-    /// Another first chunk for one operand.
+    /// Another first chunk.
     WrongChunk,
-    /// Another first chunk for all operands of an op.
-    ShiftOp,
     WrongLen,
     WrongPeer,
     WrongPort,
@@ -68,7 +69,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 16] = [
         Kind::DropOp,
         Kind::DoubleOp,
         Kind::SwapOps,
@@ -79,7 +80,6 @@ impl Kind {
         Kind::DropDest,
         Kind::AddStore,
         Kind::WrongChunk,
-        Kind::ShiftOp,
         Kind::WrongLen,
         Kind::WrongPeer,
         Kind::WrongPort,
@@ -136,18 +136,11 @@ impl Kind {
             Kind::DoubleSource => step.srcs.push(step.srcs[src]),
             Kind::DropDest => drop(step.dsts.remove(dst)),
             Kind::AddStore => {
-                let local = operands.iter().find(|a| !message(a)).map_or(0, |a| a.at);
-                step.dsts.push(Arg { kind: ArgKind::Out, port: 0, ix: 0, at: local });
+                step.dsts.push(Arg { kind: ArgKind::Out, port: 0, ix: 0, count: 0 });
             }
-            Kind::WrongChunk | Kind::ShiftOp => {
+            Kind::WrongChunk => {
                 let by = 1 + rng.below(chunks.saturating_sub(1));
-                let mut local: Vec<&mut Arg> = operands.into_iter().filter(|a| !message(a)).collect();
-                let only = rng.below(local.len());
-                for (i, a) in local.iter_mut().enumerate() {
-                    if self == Kind::ShiftOp || i == only {
-                        a.at = ((a.at as usize + by) % chunks) as u32;
-                    }
-                }
+                step.at = ((step.at as usize + by) % chunks) as u32;
             }
             Kind::WrongLen => step.len = 1 + rng.below(chunks) as u32,
             Kind::WrongPeer => {
@@ -155,7 +148,7 @@ impl Kind {
                 let mut talks: Vec<&mut &mut Arg> = operands.iter_mut().filter(|a| message(a)).collect();
                 let one = rng.below(talks.len());
                 if let Some(a) = talks.get_mut(one) {
-                    let run = if a.kind == ArgKind::Send { a.at as usize } else { 1 };
+                    let run = if a.kind == ArgKind::Send { a.count as usize } else { 1 };
                     let mut ranks = peers[a.ix as usize..][..run].to_vec();
                     ranks[rng.below(run)] = other;
                     a.ix = peers.len() as u16;
@@ -194,7 +187,7 @@ impl Kind {
 fn changed_peer(steps: &[Step], peers: &[u32], program: &Program, lane: usize) -> bool {
     let names = |steps: &[Step], peers: &[u32]| -> Vec<Vec<u32>> {
         let of = |a: &Arg| match a.kind {
-            ArgKind::Send => peers[a.ix as usize..][..a.at as usize].to_vec(),
+            ArgKind::Send => peers[a.ix as usize..][..a.count as usize].to_vec(),
             ArgKind::Recv => vec![peers[a.ix as usize]],
             _ => vec![],
         };
