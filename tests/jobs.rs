@@ -6,7 +6,9 @@ use std::sync::{Barrier, OnceLock};
 use std::time::Duration;
 
 use common::{Job, case, join};
-use graccl::{Call, Collective, Communicator, Config, DataType, RedOp, TransportChoice, UniqueId, memory, schedule};
+use graccl::{
+    Call, Collective, Communicator, Config, DataType, RedOp, TransportChoice, UniqueId, memory, schedule,
+};
 
 /// Types and operations that together meet every type and every operation.
 const KINDS: [(DataType, RedOp); 12] = [

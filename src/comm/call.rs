@@ -279,7 +279,8 @@ impl Work {
         let mut sorted: Vec<&Extent> = recv.iter().filter(|e| e.count > 0).collect();
         sorted.sort_unstable_by_key(|e| e.at);
         if let Some(w) = sorted.windows(2).find(|w| w[0].at + w[0].count > w[1].at) {
-            let what = format!("blocks of the receive buffer overlap, at elements {} and {}", w[0].at, w[1].at);
+            let what =
+                format!("blocks of the receive buffer overlap, at elements {} and {}", w[0].at, w[1].at);
             return Err(Error::argument(what).who(name(call)).hint("look at counts and displacements"));
         }
         let block = match c {
@@ -294,7 +295,8 @@ impl Work {
         if let Some((s, r)) = shared
             && s.count != r.count
         {
-            let what = format!("this rank's own block has {} elements to send and {} to receive", s.count, r.count);
+            let what =
+                format!("this rank's own block has {} elements to send and {} to receive", s.count, r.count);
             return Err(Error::argument(what).who(name(call)));
         }
         let at = |base: usize, e: Extent| base.wrapping_add(e.at * size);
@@ -331,7 +333,15 @@ impl Work {
     }
 
     /// A send to `peer` or a receive from it.
-    pub fn point(verb: Verb, buffer: *mut u8, count: usize, dtype: DataType, peer: usize, rank: usize, n: usize) -> Result<Work> {
+    pub fn point(
+        verb: Verb,
+        buffer: *mut u8,
+        count: usize,
+        dtype: DataType,
+        peer: usize,
+        rank: usize,
+        n: usize,
+    ) -> Result<Work> {
         let key = Key { verb, root: peer as u32, count, dtype, op: RedOp::Sum };
         let who = || key.text();
         if peer >= n {

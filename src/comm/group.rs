@@ -59,7 +59,9 @@ pub fn group_start() -> Result<()> {
 pub fn group_end() -> Result<()> {
     match DEPTH.get() {
         0 => {
-            return Err(Error::usage("there is no group to end").hint("call group_start before, in this thread"));
+            return Err(
+                Error::usage("there is no group to end").hint("call group_start before, in this thread")
+            );
         }
         depth => DEPTH.set(depth - 1),
     }

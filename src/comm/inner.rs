@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::PlanInfo;
 use super::call::{Key, QUICK, Verb, Work};
 use super::config::{Config, TransportChoice};
 use super::fabric::{Conn, Data, Fabric, Gone, Post, Remains};
 use super::pause::{Manner, Need};
 use super::request::Done;
 use super::words::{Saying, Word};
-use super::PlanInfo;
-use crate::exec::{Blocked, BlockSpan, Bound, Engine, Idle, Launch, Pause, Progress, Ran, Tiling};
+use crate::exec::{BlockSpan, Blocked, Bound, Engine, Idle, Launch, Pause, Progress, Ran, Tiling};
 use crate::memory::{Block, make_huge};
 use crate::reduce::{self, Kernel};
 use crate::schedule::{self, Algorithm, Arg, ArgKind, Groups, Lane, Op, Program};
@@ -314,8 +314,7 @@ impl Inner {
         let scratch = if prepared.scratch > 0 { std::mem::take(&mut self.scratch) } else { Vec::new() };
         let stage = Stage::Running { prepared, engine, scratch };
         let watch = Watch::default();
-        let task =
-            Task { work, seq: self.seq, stage, done: done.clone(), scaled: Vec::new(), watch };
+        let task = Task { work, seq: self.seq, stage, done: done.clone(), scaled: Vec::new(), watch };
         self.queue.push_back(Box::new(task));
         done
     }
@@ -469,14 +468,8 @@ impl Inner {
         let Stage::Running { prepared, engine, scratch } = &mut task.stage else {
             return Err(Error::internal("a task that is neither here nor there"));
         };
-        let launch = launch(
-            prepared,
-            &task.work,
-            task.seq,
-            scratch.as_mut_ptr(),
-            self.members.len(),
-            &self.manner,
-        );
+        let launch =
+            launch(prepared, &task.work, task.seq, scratch.as_mut_ptr(), self.members.len(), &self.manner);
         task.watch.passes = task.watch.passes.wrapping_add(1);
         // SAFETY: the buffers are the task's until it is over; scratch as prepared; links as bound.
         match unsafe { engine.pass(&launch, &mut self.links) } {
@@ -764,26 +757,31 @@ impl Inner {
         let tiles = |count: usize| tune::tiles(count * size, route.program.chunks, plan.longest, room);
         let root = key.root as usize;
         let even = if work.each.is_none() { tiles(key.count) } else { 0 };
-        let spans: Vec<BlockSpan> = route.bound.blocks().iter().map(|&b| {
-            let Some(c) = key.verb.collective() else {
-                return BlockSpan { count: key.count, tiles: even, input: 0, output: 0 };
-            };
-            let b = b as usize;
-            let (sent, got) = (c.sent(n, root, self.rank, b), c.received(n, root, self.rank, b));
-            match &work.each {
-                None => {
-                    let at = |i: Option<usize>| i.unwrap_or(0) * key.count * size;
-                    BlockSpan { count: key.count, tiles: even, input: at(sent), output: at(got) }
+        let spans: Vec<BlockSpan> = route
+            .bound
+            .blocks()
+            .iter()
+            .map(|&b| {
+                let Some(c) = key.verb.collective() else {
+                    return BlockSpan { count: key.count, tiles: even, input: 0, output: 0 };
+                };
+                let b = b as usize;
+                let (sent, got) = (c.sent(n, root, self.rank, b), c.received(n, root, self.rank, b));
+                match &work.each {
+                    None => {
+                        let at = |i: Option<usize>| i.unwrap_or(0) * key.count * size;
+                        BlockSpan { count: key.count, tiles: even, input: at(sent), output: at(got) }
+                    }
+                    Some(each) => {
+                        let (sent, got) = (sent.map(|i| each.send[i]), got.map(|i| each.recv[i]));
+                        let count = sent.or(got).map_or(0, |e| e.count);
+                        let at = |e: Option<super::Extent>| e.map_or(0, |e| e.at * size);
+                        let tiles = if count == 0 { 0 } else { tiles(count) };
+                        BlockSpan { count, tiles, input: at(sent), output: at(got) }
+                    }
                 }
-                Some(each) => {
-                    let (sent, got) = (sent.map(|i| each.send[i]), got.map(|i| each.recv[i]));
-                    let count = sent.or(got).map_or(0, |e| e.count);
-                    let at = |e: Option<super::Extent>| e.map_or(0, |e| e.at * size);
-                    let tiles = if count == 0 { 0 } else { tiles(count) };
-                    BlockSpan { count, tiles, input: at(sent), output: at(got) }
-                }
-            }
-        }).collect();
+            })
+            .collect();
         let tiling = Tiling::new(&spans, size, route.program.chunks);
         let nrecv = key.verb.collective().map_or(1, |c| c.recv_blocks(n, root, self.rank));
         let output = if work.each.is_some() { 0 } else { nrecv * key.count * size };
@@ -840,7 +838,9 @@ impl Inner {
     fn told(&self) -> Option<Error> {
         let letters = self.post.open();
         let (from, code, text) = letters.abort.as_ref()?;
-        Some(Error::new(remote_code(*code), text.clone()).who(format!("told by rank {}", self.rank_of(*from))))
+        Some(
+            Error::new(remote_code(*code), text.clone()).who(format!("told by rank {}", self.rank_of(*from))),
+        )
     }
 
     /// Tells all connected ranks.
@@ -922,7 +922,8 @@ impl Inner {
                 Stage::Running { engine, .. } => engine.blocked().first().map(|b| b.link / WAYS_MAX),
                 _ => None,
             };
-            let peer = peer.map(|l| format!(", waits for rank {}", self.owner[l as usize])).unwrap_or_default();
+            let peer =
+                peer.map(|l| format!(", waits for rank {}", self.owner[l as usize])).unwrap_or_default();
             return Err(Error::timeout(format!("nothing moved for {:.1} s", waited.as_secs_f64()))
                 .who(position(task) + &peer)
                 .hint(
@@ -937,9 +938,7 @@ impl Inner {
         let Stage::Connecting(plan) = &task.stage else { return Error::internal("links were there") };
         let mut peers: Vec<u32> = plan.program.lanes.iter().flat_map(|l| l.peers.clone()).collect();
         peers.sort_unstable();
-        let peer = peers.into_iter().find(|p| {
-            !self.ports.keys().any(|(r, _)| r == p)
-        });
+        let peer = peers.into_iter().find(|p| !self.ports.keys().any(|(r, _)| r == p));
         let peer = peer.unwrap_or(0);
         let mut e = placed(self.fabric.late(self.members[peer as usize] as usize), task);
         if !e.hint.contains("GRACCL_TIMEOUT") {
@@ -970,10 +969,10 @@ impl Inner {
                 }
                 Ok(())
             }
-            Some(Fault::Length { got }) if task.work.each.is_some() => Err(mismatch(format!(
-                "rank {rank} sent {got} bytes of a block that has another count here"
-            ))
-            .who(who)),
+            Some(Fault::Length { got }) if task.work.each.is_some() => {
+                Err(mismatch(format!("rank {rank} sent {got} bytes of a block that has another count here"))
+                    .who(who))
+            }
             Some(Fault::Length { got }) => Err(Error::internal(format!(
                 "rank {rank} sent a message of {got} bytes, another length was expected"
             ))
@@ -1081,7 +1080,8 @@ impl Inner {
             return;
         }
         let died = (0..self.size() as u32).find(|&p| self.gone(p) == Some(Gone::Died));
-        let e = self.told().or_else(|| died.map(|p| lost(p as usize, Gone::Died, format!("rank {}", self.rank))));
+        let e =
+            self.told().or_else(|| died.map(|p| lost(p as usize, Gone::Died, format!("rank {}", self.rank))));
         if let Some(e) = e {
             self.fail(&e);
         }
@@ -1112,8 +1112,7 @@ impl Inner {
     /// Says goodbye; what peers may still use comes back.
     pub fn leave(self) -> Remains {
         self.tell(Saying::Bye);
-        let mut peers: Vec<usize> =
-            self.owner.iter().map(|&p| self.members[p as usize] as usize).collect();
+        let mut peers: Vec<usize> = self.owner.iter().map(|&p| self.members[p as usize] as usize).collect();
         peers.sort_unstable();
         peers.dedup();
         Remains {

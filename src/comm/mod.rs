@@ -328,7 +328,11 @@ impl Communicator {
                 Collective::AllToAll => std::ptr::without_provenance_mut(1 << 62),
                 _ => recv,
             };
-            Work::of(&Call { send: std::ptr::dangling(), recv, ..call.clone() }, self.shared.rank, self.shared.size)
+            Work::of(
+                &Call { send: std::ptr::dangling(), recv, ..call.clone() },
+                self.shared.rank,
+                self.shared.size,
+            )
         };
         let work = work.or_else(|_| in_place())?;
         self.shared.phase.lock().ready()?.plan(&work)
@@ -657,6 +661,7 @@ fn same_length(long: usize, short: usize, times: usize) -> Result<()> {
     if Some(long) == short.checked_mul(times) {
         return Ok(());
     }
-    Err(Error::argument(format!("buffers of {long} and {short} elements do not fit together"))
-        .hint(if times > 1 { "one has the other's length for each rank" } else { "both have the same length" }))
+    Err(Error::argument(format!("buffers of {long} and {short} elements do not fit together")).hint(
+        if times > 1 { "one has the other's length for each rank" } else { "both have the same length" },
+    ))
 }

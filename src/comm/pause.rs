@@ -216,9 +216,7 @@ impl Pause {
             tv_nsec: libc::c_long::from(time.subsec_nanos() as i32),
         };
         // SAFETY: a valid table and timeout.
-        unsafe {
-            libc::ppoll(need.fds.as_mut_ptr(), need.fds.len() as libc::nfds_t, &t, std::ptr::null())
-        };
+        unsafe { libc::ppoll(need.fds.as_mut_ptr(), need.fds.len() as libc::nfds_t, &t, std::ptr::null()) };
         POLLERS.fetch_sub(1, Ordering::SeqCst);
         if let Some(e) = event()
             && need.fds.last().is_some_and(|f| f.revents != 0)

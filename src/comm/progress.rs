@@ -47,7 +47,11 @@ fn progress() -> Option<&'static Progress> {
             p.work();
         });
         if let Err(e) = &spawned {
-            log(Level::Warn, None, format_args!("no progress thread ({e}): calls progress in test and wait only"));
+            log(
+                Level::Warn,
+                None,
+                format_args!("no progress thread ({e}): calls progress in test and wait only"),
+            );
         }
         spawned.is_ok().then_some(p)
     })
@@ -121,7 +125,9 @@ impl Progress {
             if lock(&self.state).changes != changes {
                 return;
             }
-            if pause.is_none() && let (Some(m), Ok(own)) = (drive::manner(comms), arena()) {
+            if pause.is_none()
+                && let (Some(m), Ok(own)) = (drive::manner(comms), arena())
+            {
                 pause = Some(Pause::new(m.quiet(), own, false));
             }
             need.other |= telling;

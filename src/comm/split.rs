@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use super::fabric::{self, Fabric, Post};
 use super::inner::{Inner, aborted};
 use super::words::{Saying, Word};
-use super::{Call, Communicator, Config, Shared, group};
-use crate::schedule::Collective;
-use crate::{Code, DataType, Error, Result};
+use super::{Communicator, Config, Shared, group};
+use crate::{Code, Error, Result};
 
 /// splitmix64: a context for what was made from `ctx` in the way that `n` says. All who take part
 /// compute the same, and contexts of one family collide with a chance of 1 in 2^64 for each pair.
@@ -61,40 +60,18 @@ impl Communicator {
             let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
             (parent, inner.children)
         };
-        let mut all = vec![0i64; 2 * self.size()].into_boxed_slice();
-        let send = Box::new(mine);
-        let call = Call::moving(
-            Collective::AllGather,
-            send.as_ptr().cast(),
-            all.as_mut_ptr().cast(),
-            2,
-            DataType::I64,
-        );
-        // SAFETY: both buffers live until the request is over: the callback owns them.
-        let request = unsafe { self.start(&call) }?;
-        let made: Arc<std::sync::Mutex<Option<Result<Option<Inner>>>>> = Arc::default();
-        let to = made.clone();
-        request.on_done(Box::new(move |result| {
-            let _send = &send;
-            let inner = result.clone().and_then(|()| {
-                let Some(color) = color else { return Ok(None) };
-                let of = |r: usize| (all[2 * r], all[2 * r + 1]);
-                let mut ranks: Vec<usize> =
-                    (0..all.len() / 2).filter(|&r| of(r).0 == i64::from(color)).collect();
-                ranks.sort_by_key(|&r| (of(r).1, r));
-                let ctx = derive(parent.ctx, u64::from(number) << 32 | u64::from(color));
-                parent.child(ctx, &ranks, me).map(Some)
-            });
-            *fabric::lock(&to) = Some(inner);
-        }));
-        request.wait()?;
-        let inner = fabric::lock(&made).take().unwrap_or(Ok(None))?;
+        let mut all = vec![0i64; 2 * self.size()];
+        self.all_gather(&mine, &mut all)?;
         fabric::sweep();
-        Ok(inner.map(|inner| {
-            let shared = Shared::new(inner.rank, inner.size());
-            shared.become_ready(inner);
-            Communicator { shared }
-        }))
+        let Some(color) = color else { return Ok(None) };
+        let of = |r: usize| (all[2 * r], all[2 * r + 1]);
+        let mut ranks: Vec<usize> = (0..self.size()).filter(|&r| of(r).0 == i64::from(color)).collect();
+        ranks.sort_by_key(|&r| (of(r).1, r));
+        let ctx = derive(parent.ctx, u64::from(number) << 32 | u64::from(color));
+        let inner = parent.child(ctx, &ranks, me)?;
+        let shared = Shared::new(inner.rank, inner.size());
+        shared.become_ready(inner);
+        Ok(Some(Communicator { shared }))
     }
 
     /// A communicator of the same ranks whose calls are apart from those of this one. Collective.
@@ -187,7 +164,8 @@ impl Agreement<'_> {
         }
         loop {
             let leader = *alive.first().ok_or_else(|| Error::internal("nobody lives"))?;
-            let end = if leader == self.me { self.lead(&mut alive)? } else { self.follow(leader, &mut alive)? };
+            let end =
+                if leader == self.me { self.lead(&mut alive)? } else { self.follow(leader, &mut alive)? };
             if end {
                 return Ok(alive.into_iter().collect());
             }
@@ -321,4 +299,3 @@ impl Agreement<'_> {
 fn excluded(me: usize) -> Error {
     Error::usage("the other ranks exclude this one").who(format!("rank {me}"))
 }
-

@@ -366,7 +366,9 @@ impl Player<'_> {
             let whole = value.sum == self.expected[(tile * net.chunks + chunk) as usize];
             let completes = self.game.collective.completes();
             let what = match (op.complete, value.state == State::Complete, whole) {
-                (true, ..) if !completes => "is marked complete, but not of a collective that completes: chunk",
+                (true, ..) if !completes => {
+                    "is marked complete, but not of a collective that completes: chunk"
+                }
                 (_, _, true) | (_, true, _) if !completes => "",
                 (true, true, _) => "is marked complete, but copies a complete value: chunk",
                 (true, false, false) => "is marked complete, but lacks or repeats a contribution: chunk",

@@ -221,7 +221,11 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
                 for root in roots(algorithm.collective, n) {
                     let who = || {
                         let name = algorithm.collective.name();
-                        format!("{name} by {} on {n} ranks in {} groups, root {root}", algorithm.name, groups.len())
+                        format!(
+                            "{name} by {} on {n} ranks in {} groups, root {root}",
+                            algorithm.name,
+                            groups.len()
+                        )
                     };
                     let proof =
                         verify(algorithm, &groups, root).map_err(|f| crate::Error::from(f).who(who()))?;
