@@ -93,6 +93,7 @@ unsafe fn init(
         return Err(Error::new(Code::InProgress, "the other ranks are still joining")
             .hint("ask graccl_comm_get_async_error until it is over"));
     }
+    // In a group its end waits.
     let joined = entry.comm.wait_ready();
     drop(entry);
     if joined.is_err() {
@@ -132,7 +133,8 @@ unsafe fn join(
 ///         GRACCL_REMOTE_ERROR; GRACCL_ABORTED (by another thread); GRACCL_SYSTEM_ERROR.
 ///
 /// Settings come from the environment: see graccl_config_t. The caller owns the communicator until
-/// graccl_comm_destroy.
+/// graccl_comm_destroy. In a group it returns at once, and graccl_group_end waits: if that gives an
+/// error, comm must still be destroyed.
 ///
 /// Thread-safety: may be called by any thread; threads of one process may be different ranks.
 #[unsafe(no_mangle)]
