@@ -654,7 +654,8 @@ fn joining_without_waiting_says_when_it_is_ready() {
     // SAFETY: all can be written.
     unsafe {
         assert_eq!(graccl_get_unique_id(&mut id), SUCCESS);
-        refused(graccl_comm_init_rank_config(&mut comms[0], 2, id, 0, &config), IN_PROGRESS, "joining");
+        let same = graccl_unique_id_t { internal: id.internal };
+        refused(graccl_comm_init_rank_config(&mut comms[0], 2, same, 0, &config), IN_PROGRESS, "joining");
         assert_eq!(graccl_comm_get_async_error(comms[0], &mut state), SUCCESS);
         assert_eq!(state, IN_PROGRESS);
         refused(graccl_barrier(comms[0]), IN_PROGRESS, "");
