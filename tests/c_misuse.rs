@@ -577,19 +577,42 @@ fn a_destroy_ends_calls_of_other_threads() {
 }
 
 #[test]
-fn a_destroy_ends_requests_with_an_error() {
-    let comms = all(2);
-    let mut data = [1.0f32; 4];
-    let request = started(&mut data, comms[0]);
-    let mut done = 7;
-    // SAFETY: done can be written.
-    unsafe {
-        assert_eq!(graccl_request_wait_timeout(request, 0.02, &mut done), SUCCESS);
-        assert_eq!(done, 0, "the other rank has not called");
-        destroy(comms[0]);
-        refused(graccl_request_wait(request), ABORTED, "");
+fn requests_outlive_their_communicator() {
+    for aborts in [true, false] {
+        let comms = all(2);
+        let mut data = [[1.0f32; 4], [2.0; 4]];
+        let [data0, data1] = &mut data;
+        let request = started(data0, comms[0]);
+        let mut done = 7;
+        // SAFETY: done can be written.
+        unsafe {
+            assert_eq!(graccl_request_wait_timeout(request, 0.02, &mut done), SUCCESS);
+            assert_eq!(done, 0, "the other rank has not called");
+            if aborts {
+                assert_eq!(graccl_comm_abort(comms[0]), SUCCESS);
+                destroy(comms[0]);
+                refused(graccl_request_wait(request), ABORTED, "");
+                destroy(comms[1]);
+                continue;
+            }
+        }
+        let other = comms[1].addr();
+        std::thread::scope(|scope| {
+            // Destroying waits for the call, so the other rank has to make it.
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                let data: *mut c_void = data1.as_mut_ptr().cast();
+                let comm = ptr::without_provenance_mut(other);
+                // SAFETY: the buffer has 4 elements.
+                assert_eq!(unsafe { graccl_all_reduce(data, data, 4, F32, SUM, comm) }, SUCCESS);
+                destroy(comm);
+            });
+            destroy(comms[0]);
+        });
+        // SAFETY: a live request.
+        assert_eq!(unsafe { graccl_request_wait(request) }, SUCCESS);
+        assert_eq!(data, [[3.0; 4]; 2]);
     }
-    destroy(comms[1]);
 }
 
 #[test]

@@ -481,10 +481,12 @@ pub unsafe extern "C" fn graccl_comm_size(comm: *const graccl_comm_t, size: *mut
 ///        does nothing.
 /// @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (destroyed before).
 ///
-/// Memory from graccl_mem_alloc is not freed. Requests stay, and must still be ended.
+/// Memory from graccl_mem_alloc is not freed. Calls that were started and are not over (graccl_request_t)
+/// are waited for: call graccl_comm_abort before if they shall not be. Their requests stay, and must
+/// still be ended.
 ///
-/// Thread-safety: may be called by any thread at any time, but not in a callback. Calls of other threads
-/// on comm are aborted as by graccl_comm_abort, and have returned when this returns.
+/// Thread-safety: may be called by any thread at any time, but not in a callback. Other threads' blocking
+/// calls on comm are aborted as by graccl_comm_abort, and have returned when this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn graccl_comm_destroy(comm: *mut graccl_comm_t) -> ResultInt {
     entry!(graccl_comm_destroy on comm, not_null [], {
