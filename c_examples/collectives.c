@@ -164,8 +164,10 @@ static void others(void)
 {
     const int next = (rank + 1) % size, before = (rank + size - 1) % size;
     int token = rank, got = -1;
-    CHECK(graccl_send_recv(&token, 1, next, &got, 1, before, GRACCL_INT32, comm));
-    EXPECT("send_recv", got, before);
+    if (size > 1) { /* no rank sends to itself */
+        CHECK(graccl_send_recv(&token, 1, next, &got, 1, before, GRACCL_INT32, comm));
+        EXPECT("send_recv", got, before);
+    }
 
     /* From rank 0 along the line; ranks that are neighbours call one each. */
     token = 42;

@@ -23,6 +23,26 @@
 
 enum { STEPS = 10, FATAL = 4, COUNT = 1000 };
 
+/*
+ * Somebody is gone. The survivors make a communicator of those that answer; nobody has to know who died.
+ * The gradient is undefined now. Some survivors may have finished the step that failed here, so all go on
+ * from the state of one that is furthest.
+ */
+static graccl_comm_t *without_the_dead(graccl_comm_t *comm, int *step, float *weights)
+{
+    graccl_comm_t *smaller;
+    int rank, size, furthest;
+    CHECK(graccl_comm_shrink(comm, NULL, 0, &smaller, NULL));
+    CHECK(graccl_comm_destroy(comm));
+    CHECK(graccl_comm_rank(smaller, &rank));
+    CHECK(graccl_comm_size(smaller, &size));
+    furthest = *step * size + rank;
+    CHECK(graccl_all_reduce(&furthest, &furthest, 1, GRACCL_INT32, GRACCL_MAX, smaller));
+    *step = furthest / size;
+    CHECK(graccl_broadcast(weights, weights, COUNT, GRACCL_FLOAT32, furthest % size, smaller));
+    return smaller;
+}
+
 int main(void)
 {
     graccl_comm_t *comm;
@@ -34,7 +54,8 @@ int main(void)
     CHECK(graccl_comm_size(comm, &size));
     left = size;
 
-    for (int step = 0; step < STEPS; step++) {
+    int step = 0; /* steps done */
+    while (step < STEPS) {
         if (step == FATAL && size > 1 && rank == size - 1) {
             printf("rank %d of %d: dies\n", rank, size);
             fflush(stdout);
@@ -43,24 +64,14 @@ int main(void)
         for (int i = 0; i < COUNT; i++) gradient[i] = 1;
         graccl_result_t result =
             graccl_all_reduce(gradient, gradient, COUNT, GRACCL_FLOAT32, GRACCL_SUM, comm);
-
         if (result == GRACCL_REMOTE_ERROR) {
-            /*
-             * Somebody is gone. The survivors make a communicator of those that answer; nobody has to
-             * know who died. The gradient is undefined now, so the step is done again. (A rank that
-             * had finished the step before the others noticed would redo it, too: real programs keep
-             * the number of their step with their weights and agree on it here.)
-             */
-            graccl_comm_t *smaller;
-            CHECK(graccl_comm_shrink(comm, NULL, 0, &smaller, NULL));
-            CHECK(graccl_comm_destroy(comm));
-            comm = smaller;
+            comm = without_the_dead(comm, &step, weights);
             CHECK(graccl_comm_size(comm, &left));
-            step--;
             continue;
         }
         CHECK(result);
         for (int i = 0; i < COUNT; i++) weights[i] += gradient[i] / (float)left;
+        step++;
     }
 
     /* Each step added the mean of ones, whoever was there. */

@@ -49,6 +49,7 @@ int main(int argc, char **argv)
     for (int r = 0; r < size; r++) {
         moved[r] = 10.0 * r;
         for (int peer = 0; peer < size; peer++) {
+            if (peer == r) continue;
             CHECK(graccl_send(&moved[r], 1, GRACCL_FLOAT64, peer, comms[r]));
             CHECK(graccl_recv(&in[r][peer], 1, GRACCL_FLOAT64, peer, comms[r]));
         }
@@ -63,7 +64,7 @@ int main(int argc, char **argv)
             }
         }
         for (int peer = 0; peer < size; peer++) {
-            if (in[r][peer] != 10.0 * peer) {
+            if (peer != r && in[r][peer] != 10.0 * peer) {
                 fprintf(stderr, "rank %d: got %g from rank %d\n", r, in[r][peer], peer);
                 return EXIT_FAILURE;
             }

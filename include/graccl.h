@@ -260,8 +260,8 @@ typedef struct {
      */
     int verify;
     /**
-     * 0: the functions that join return GRACCL_IN_PROGRESS at once, and graccl_comm_get_async_error tells when
-     * all ranks have joined; 1: they wait. 1.
+     * 0: the functions that join return GRACCL_IN_PROGRESS at once, and graccl_comm_get_async_error
+     * tells when all ranks have joined; 1: they wait. No variable; 1.
      */
     int blocking;
     /**
@@ -317,7 +317,8 @@ graccl_result_t graccl_get_unique_id(graccl_unique_id_t *id);
  *         GRACCL_REMOTE_ERROR; GRACCL_ABORTED (by another thread); GRACCL_SYSTEM_ERROR.
  *
  * Settings come from the environment: see graccl_config_t. The caller owns the communicator until
- * graccl_comm_destroy.
+ * graccl_comm_destroy. In a group it returns at once, and graccl_group_end waits: if that gives an
+ * error, comm must still be destroyed.
  *
  * Thread-safety: may be called by any thread; threads of one process may be different ranks.
  */
@@ -505,10 +506,12 @@ graccl_result_t graccl_comm_size(const graccl_comm_t *comm, int *size);
  *        does nothing.
  * @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (destroyed before).
  *
- * Memory from graccl_mem_alloc is not freed. Requests stay, and must still be ended.
+ * Memory from graccl_mem_alloc is not freed. Calls that were started and are not over (graccl_request_t)
+ * are waited for: call graccl_comm_abort before if they shall not be. Their requests stay, and must
+ * still be ended.
  *
- * Thread-safety: may be called by any thread at any time, but not in a callback. Calls of other threads
- * on comm are aborted as by graccl_comm_abort, and have returned when this returns.
+ * Thread-safety: may be called by any thread at any time, but not in a callback. Other threads' blocking
+ * calls on comm are aborted as by graccl_comm_abort, and have returned when this returns.
  */
 graccl_result_t graccl_comm_destroy(graccl_comm_t *comm);
 
@@ -1322,10 +1325,10 @@ graccl_result_t graccl_red_op_destroy(graccl_red_op_t op,
  * @param send What to send, count elements; only read.
  * @param count Elements. With 0 send may be NULL; the receive must have 0, too.
  * @param data_type Type of the elements.
- * @param peer The rank to send to. This rank itself only in a group that also has the receive, or when
- *        one of them is non-blocking.
+ * @param peer The rank to send to: another than this one.
  * @param comm The communicator.
- * @return As graccl_all_reduce; GRACCL_INVALID_ARGUMENT also for a peer that is not a rank.
+ * @return As graccl_all_reduce; GRACCL_INVALID_ARGUMENT also for a peer that is not a rank or is this
+ *         one.
  *
  * Messages between two ranks arrive in the order in which they were sent. The buffer stays the caller's.
  *
@@ -1364,7 +1367,7 @@ graccl_result_t graccl_send_async(const void *send,
  * @param recv Where to put them, count elements.
  * @param count Elements, as many as are sent. With 0 recv may be NULL.
  * @param data_type Type of the elements, the same as at the sender.
- * @param peer The rank to receive from.
+ * @param peer The rank to receive from: another than this one.
  * @param comm The communicator.
  * @return As graccl_send; GRACCL_INVALID_USAGE also when another count or type was sent.
  *
@@ -1407,7 +1410,7 @@ graccl_result_t graccl_recv_async(void *recv,
  * @param dest The rank to send to.
  * @param recv Where to put what is received, recv_count elements. Must not overlap send.
  * @param recv_count Elements, as many as source sends. With 0 recv may be NULL.
- * @param source The rank to receive from. Either or both may be this rank.
+ * @param source The rank to receive from. Neither may be this rank.
  * @param data_type Type of the elements of both.
  * @param comm The communicator.
  * @return As graccl_recv.
@@ -1493,7 +1496,7 @@ graccl_result_t graccl_request_test(graccl_request_t *request, int *done);
  *
  * @param request The request, invalid from now on.
  * @return What the call itself would return; GRACCL_INVALID_ARGUMENT (NULL); GRACCL_INVALID_USAGE (ended
- *         before).
+ *         before; or in a group, where the call has not started: the request stays).
  *
  * Thread-safety: one thread waits. graccl_comm_abort by another one ends the wait.
  */
@@ -1620,9 +1623,9 @@ const char *graccl_get_error_string(graccl_result_t result);
  *         only after a call that failed.
  *
  * The text belongs to graccl and is valid until the calling thread's next graccl call or its end.
- * A call that failed after it was started or in a group counts as the call that reported it:
- * graccl_request_test, graccl_request_wait, graccl_group_end or graccl_comm_get_async_error. May be called by any
- * thread at any time.
+ * A call that failed after it was started or in a group counts as the one that reported it:
+ * graccl_request_test, graccl_request_wait, graccl_group_end, graccl_comm_get_async_error. May be
+ * called by any thread at any time.
  */
 const char *graccl_last_error(const graccl_comm_t *comm);
 

@@ -184,8 +184,8 @@ fn finish(commands: impl IntoIterator<Item = Command>) -> Vec<Output> {
     job.0.drain(..).map(|child| child.wait_with_output().expect("output")).collect()
 }
 
-/// Runs `size` ranks of `program` as torchrun would; each has to say that it is well.
-fn run_ranks(program: &Path, size: usize) {
+/// `size` ranks of `program`, as torchrun would start them.
+fn job(program: &Path, size: usize) -> Vec<Command> {
     let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     let port = free.expect("a free port").port().to_string();
     let rank = |rank: usize| {
@@ -195,7 +195,12 @@ fn run_ranks(program: &Path, size: usize) {
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port);
         command
     };
-    for (rank, output) in finish((0..size).map(rank)).iter().enumerate() {
+    (0..size).map(rank).collect()
+}
+
+/// Runs them; each has to say that it is well.
+fn run_ranks(program: &Path, size: usize) {
+    for (rank, output) in finish(job(program, size)).iter().enumerate() {
         assert!(output.status.success(), "{program:?} rank {rank} of {size}: {output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("rank {rank} of {size}: ok\n"));
     }
@@ -258,6 +263,39 @@ fn unique_id_example_runs_with_1_2_and_4_ranks() {
         lines.sort_unstable();
         let expected: Vec<_> = (0..size).map(|rank| format!("rank {rank} of {size}: ok")).collect();
         assert_eq!(lines, expected);
+    }
+}
+
+#[test]
+fn examples_of_every_area_run_with_1_2_and_4_ranks() {
+    for name in ["collectives.c", "overlap.c", "split.c"] {
+        let program = build("cc", &example(name), Library::Shared);
+        [1, 2, 4].into_iter().for_each(|size| run_ranks(&program, size));
+    }
+}
+
+#[test]
+fn group_example_drives_1_2_and_4_ranks() {
+    let program = build("cc", &example("group.c"), Library::Shared);
+    for size in [1, 2, 4] {
+        let mut command = bare(&program);
+        command.arg(size.to_string());
+        let output = &finish([command])[0];
+        assert!(output.status.success(), "{size} ranks: {output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{size} ranks: ok\n"));
+    }
+}
+
+#[test]
+fn failure_example_goes_on_with_1_and_3_survivors() {
+    let program = build("cc", &example("failure.c"), Library::Shared);
+    run_ranks(&program, 1);
+    for size in [2, 4] {
+        for (rank, output) in finish(job(&program, size)).iter().enumerate() {
+            assert!(output.status.success(), "rank {rank} of {size}: {output:?}");
+            let end = if rank == size - 1 { "dies" } else { "ok" };
+            assert_eq!(String::from_utf8_lossy(&output.stdout), format!("rank {rank} of {size}: {end}\n"));
+        }
     }
 }
 
@@ -325,11 +363,14 @@ int main(void)
     printf("%zu %zu %zu %zu %zu ", sizeof(graccl_config_t), offsetof(graccl_config_t, timeout_ms),
            offsetof(graccl_config_t, transport), offsetof(graccl_config_t, algorithm),
            offsetof(graccl_config_t, verify));
+    printf("%zu %zu %zu ", offsetof(graccl_config_t, blocking), offsetof(graccl_config_t, deterministic),
+           offsetof(graccl_config_t, encrypt));
     printf("%zu %zu %zu ", sizeof(graccl_unique_id_t), sizeof(graccl_result_t), sizeof(graccl_data_type_t));
     printf("%d %d ", version == GRACCL_VERSION, unset.size == sizeof unset);
     printf("%d\n", unset.magic == GRACCL_CONFIG_MAGIC && unset.timeout_ms == GRACCL_UNSET
            && unset.init_timeout_ms == GRACCL_UNSET && unset.transport == NULL
-           && unset.algorithm == NULL && unset.verify == GRACCL_UNSET);
+           && unset.algorithm == NULL && unset.verify == GRACCL_UNSET && unset.blocking == GRACCL_UNSET
+           && unset.deterministic == GRACCL_UNSET && unset.encrypt == GRACCL_UNSET);
     return 0;
 }
 "#;
@@ -342,6 +383,9 @@ fn c_and_rust_agree_on_types() {
         std::mem::offset_of!(graccl_config_t, transport),
         std::mem::offset_of!(graccl_config_t, algorithm),
         std::mem::offset_of!(graccl_config_t, verify),
+        std::mem::offset_of!(graccl_config_t, blocking),
+        std::mem::offset_of!(graccl_config_t, deterministic),
+        std::mem::offset_of!(graccl_config_t, encrypt),
         size_of::<graccl_unique_id_t>(),
         size_of::<ResultInt>(),
         size_of::<DataTypeInt>(),

@@ -3,12 +3,16 @@
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use graccl::capi::*;
 
 const SUCCESS: ResultInt = graccl_result_t::GRACCL_SUCCESS as ResultInt;
 const INVALID_ARGUMENT: ResultInt = graccl_result_t::GRACCL_INVALID_ARGUMENT as ResultInt;
 const INVALID_USAGE: ResultInt = graccl_result_t::GRACCL_INVALID_USAGE as ResultInt;
+const ABORTED: ResultInt = graccl_result_t::GRACCL_ABORTED as ResultInt;
+const IN_PROGRESS: ResultInt = graccl_result_t::GRACCL_IN_PROGRESS as ResultInt;
 const F32: DataTypeInt = graccl_data_type_t::GRACCL_FLOAT32 as DataTypeInt;
 const F64: DataTypeInt = graccl_data_type_t::GRACCL_FLOAT64 as DataTypeInt;
 const SUM: RedOpInt = graccl_red_op_t::GRACCL_SUM as RedOpInt;
@@ -90,14 +94,14 @@ fn unknown_numbers_are_named() {
     let data: *mut c_void = data.as_mut_ptr().cast();
     // SAFETY: the buffer has 4 elements of the largest type.
     unsafe {
-        for wrong in [-1, 10, c_int::MAX, c_int::MIN] {
+        for wrong in [-1, 12, c_int::MAX, c_int::MIN] {
             refused(
                 graccl_all_reduce(data, data, 4, wrong, SUM, comm),
                 INVALID_ARGUMENT,
                 &format!("data_type = {wrong} is not a graccl_data_type_t"),
             );
         }
-        for wrong in [-1, 5, c_int::MAX, c_int::MIN] {
+        for wrong in [-1, 5, 999, c_int::MAX, c_int::MIN] {
             refused(
                 graccl_all_reduce(data, data, 4, F32, wrong, comm),
                 INVALID_ARGUMENT,
@@ -105,7 +109,7 @@ fn unknown_numbers_are_named() {
             );
         }
         // None of these was carried out, and the communicator lives on.
-        for (data_type, op) in (0..10).flat_map(|data_type| (0..5).map(move |op| (data_type, op))) {
+        for (data_type, op) in (0..12).flat_map(|data_type| (0..5).map(move |op| (data_type, op))) {
             assert_eq!(graccl_all_reduce(data, data, 4, data_type, op, comm), SUCCESS, "{data_type} {op}");
         }
     }
@@ -275,4 +279,635 @@ fn settings_of_c_callers_count() {
         refused(code, INVALID_ARGUMENT, "config.magic");
         assert!(comm.is_null());
     }
+}
+
+/// One call of every function that works on a communicator, with good buffers for one rank: the name, and
+/// the call with this communicator, this root or peer, and this place for a request.
+type Try = (&'static str, Box<dyn Fn(*mut graccl_comm_t, c_int, *mut *mut graccl_request_t) -> ResultInt>);
+
+/// Collectives and messages, blocking.
+fn blocking() -> Vec<Try> {
+    let send = Box::leak(Box::new([1.0f32; 4])).as_ptr().cast::<c_void>();
+    let recv = Box::leak(Box::new([0.0f32; 4])).as_mut_ptr().cast::<c_void>();
+    let n = Box::leak(Box::new([4usize])).as_ptr();
+    let none = ptr::null::<usize>();
+    macro_rules! tries {
+        ($($name:ident ($($argument:expr),*) $root:ident;)*) => {
+            // SAFETY: buffers and counts are as one rank needs them, and live for ever.
+            vec![$((stringify!($name), Box::new(move |comm, $root, _| unsafe { $name($($argument,)* comm) }) as _)),*]
+        };
+    }
+    tries! {
+        graccl_all_reduce(send, recv, 4, F32, SUM) _root;
+        graccl_reduce_scatter(send, recv, 4, F32, SUM) _root;
+        graccl_reduce_scatter_v(send, recv, n, F32, SUM) _root;
+        graccl_all_gather(send, recv, 4, F32) _root;
+        graccl_all_gather_v(send, recv, n, none, F32) _root;
+        graccl_all_to_all(send, recv, 4, F32) _root;
+        graccl_all_to_all_v(send, n, none, recv, n, none, F32) _root;
+        graccl_scan(send, recv, 4, F32, SUM) _root;
+        graccl_exscan(send, recv, 4, F32, SUM) _root;
+        graccl_barrier() _root;
+        graccl_broadcast(send, recv, 4, F32, root) root;
+        graccl_reduce(send, recv, 4, F32, SUM, root) root;
+        graccl_gather(send, recv, 4, F32, root) root;
+        graccl_gather_v(send, 4, recv, n, none, F32, root) root;
+        graccl_scatter(send, recv, 4, F32, root) root;
+        graccl_scatter_v(send, n, none, recv, 4, F32, root) root;
+        graccl_send(send, 4, F32, root) root;
+        graccl_recv(recv, 4, F32, root) root;
+        graccl_send_recv(send, 4, root, recv, 4, root, F32) root;
+    }
+}
+
+/// The same, non-blocking.
+fn non_blocking() -> Vec<Try> {
+    let send = Box::leak(Box::new([1.0f32; 4])).as_ptr().cast::<c_void>();
+    let recv = Box::leak(Box::new([0.0f32; 4])).as_mut_ptr().cast::<c_void>();
+    let n = Box::leak(Box::new([4usize])).as_ptr();
+    let none = ptr::null::<usize>();
+    macro_rules! tries {
+        ($($name:ident ($($argument:expr),*) $root:ident;)*) => {
+            // SAFETY: as above; a request that is not null can be written.
+            vec![$((stringify!($name), Box::new(move |comm, $root, out| unsafe { $name($($argument,)* comm, out) }) as _)),*]
+        };
+    }
+    tries! {
+        graccl_all_reduce_async(send, recv, 4, F32, SUM) _root;
+        graccl_reduce_scatter_async(send, recv, 4, F32, SUM) _root;
+        graccl_reduce_scatter_v_async(send, recv, n, F32, SUM) _root;
+        graccl_all_gather_async(send, recv, 4, F32) _root;
+        graccl_all_gather_v_async(send, recv, n, none, F32) _root;
+        graccl_all_to_all_async(send, recv, 4, F32) _root;
+        graccl_all_to_all_v_async(send, n, none, recv, n, none, F32) _root;
+        graccl_scan_async(send, recv, 4, F32, SUM) _root;
+        graccl_exscan_async(send, recv, 4, F32, SUM) _root;
+        graccl_barrier_async() _root;
+        graccl_broadcast_async(send, recv, 4, F32, root) root;
+        graccl_reduce_async(send, recv, 4, F32, SUM, root) root;
+        graccl_gather_async(send, recv, 4, F32, root) root;
+        graccl_gather_v_async(send, 4, recv, n, none, F32, root) root;
+        graccl_scatter_async(send, recv, 4, F32, root) root;
+        graccl_scatter_v_async(send, n, none, recv, 4, F32, root) root;
+        graccl_send_async(send, 4, F32, root) root;
+        graccl_recv_async(recv, 4, F32, root) root;
+        graccl_send_recv_async(send, 4, root, recv, 4, root, F32) root;
+    }
+}
+
+/// Functions without a root come first in the lists above, then those with one, then messages.
+const ROOTED: usize = 10;
+const MESSAGES: usize = 16;
+
+#[test]
+fn every_call_names_its_bad_handles_and_roots() {
+    let comm = alone();
+    let dead = alone();
+    destroy(dead);
+    for (calls, is_async) in [(blocking(), false), (non_blocking(), true)] {
+        assert_eq!(calls.len(), 19);
+        for (i, (name, call)) in calls.iter().enumerate() {
+            let mut request = ptr::without_provenance_mut(1);
+            let tag = format!(" [{name}]");
+            refused(call(NULL_COMM, 0, &mut request), INVALID_ARGUMENT, &format!("comm is NULL{tag}"));
+            refused(
+                call(dead, 0, &mut request),
+                INVALID_USAGE,
+                &format!("comm is not a live communicator{tag}"),
+            );
+            if is_async {
+                assert!(request.is_null(), "{name} sets it to NULL");
+                refused(call(comm, 0, ptr::null_mut()), INVALID_ARGUMENT, &format!("request is NULL{tag}"));
+            }
+            if i >= ROOTED {
+                for wrong in [-1, 1, c_int::MAX, c_int::MIN] {
+                    refused(
+                        call(comm, wrong, &mut request),
+                        INVALID_ARGUMENT,
+                        &format!("= {wrong} is not in 0 .. 0{tag}"),
+                    );
+                }
+            }
+            if i >= MESSAGES {
+                refused(call(comm, 0, &mut request), INVALID_ARGUMENT, "a rank cannot send to itself");
+                continue;
+            }
+            // None of these did harm.
+            assert_eq!(call(comm, 0, &mut request), SUCCESS, "{name}");
+            if is_async {
+                // SAFETY: a live request.
+                assert_eq!(unsafe { graccl_request_wait(request) }, SUCCESS, "{name}");
+            }
+        }
+    }
+    destroy(comm);
+}
+
+#[test]
+fn null_counts_and_wrong_counts_are_named() {
+    let comm = alone();
+    let mut data = [1.0f32; 8];
+    let send: *const c_void = data.as_ptr().cast();
+    let recv: *mut c_void = (&raw mut data[4]).cast();
+    let (none, n, too_many) = (ptr::null::<usize>(), [4usize], [usize::MAX / 2]);
+    let (n, too_many) = (n.as_ptr(), too_many.as_ptr());
+    // SAFETY: whatever is not null is valid, or has to be refused before it is used.
+    unsafe {
+        let refuse = |code, text: &str| refused(code, INVALID_ARGUMENT, text);
+        refuse(
+            graccl_reduce_scatter_v(send, recv, none, F32, SUM, comm),
+            "recv_counts is NULL [graccl_reduce_sc",
+        );
+        refuse(
+            graccl_all_gather_v(send, recv, none, none, F32, comm),
+            "recv_counts is NULL [graccl_all_gather_v",
+        );
+        refuse(
+            graccl_gather_v(send, 4, recv, none, none, F32, 0, comm),
+            "recv_counts is NULL [graccl_gather_v]",
+        );
+        refuse(
+            graccl_scatter_v(send, none, none, recv, 4, F32, 0, comm),
+            "send_counts is NULL [graccl_scatter_v",
+        );
+        refuse(graccl_all_to_all_v(send, none, none, recv, n, none, F32, comm), "send_counts is NULL");
+        refuse(graccl_all_to_all_v(send, n, none, recv, none, none, F32, comm), "recv_counts is NULL");
+        refuse(graccl_all_gather_v(send, recv, too_many, none, F32, comm), "do not fit in memory");
+        refuse(graccl_all_gather_v(send, recv, n, too_many, F32, comm), "do not fit in memory");
+        refuse(graccl_gather_v(send, 3, recv, n, none, F32, 0, comm), "3 elements to send and 4 to receive");
+        refuse(graccl_all_gather(send, recv, usize::MAX / 4, F32, comm), "do not fit in memory");
+        refuse(graccl_all_gather(ptr::null(), recv, 4, F32, comm), "null");
+        refuse(graccl_all_gather(send, ptr::null_mut(), 4, F32, comm), "null");
+        // By two elements.
+        refuse(graccl_all_gather(send, recv.byte_sub(8), 4, F32, comm), "overlap");
+        refuse(graccl_all_to_all(send, send.cast_mut(), 4, F32, comm), "overlap");
+        assert_eq!(graccl_all_gather_v(send, recv, n, none, F32, comm), SUCCESS);
+        assert_eq!(graccl_all_gather(ptr::null(), ptr::null_mut(), 0, F32, comm), SUCCESS);
+    }
+    destroy(comm);
+}
+
+/// Starts an all_reduce of `data` on a communicator of one rank.
+fn started(data: &mut [f32], comm: *mut graccl_comm_t) -> *mut graccl_request_t {
+    let mut request = ptr::null_mut();
+    let data_at: *mut c_void = data.as_mut_ptr().cast();
+    // SAFETY: the tests below keep the data until the request is over.
+    let code = unsafe { graccl_all_reduce_async(data_at, data_at, data.len(), F32, SUM, comm, &mut request) };
+    assert_eq!(code, SUCCESS, "{}", text(graccl_last_error(NULL_COMM)));
+    assert!(!request.is_null());
+    request
+}
+
+unsafe extern "C" fn count(arg: *mut c_void, result: ResultInt) {
+    assert_eq!(result, SUCCESS);
+    // SAFETY: the tests below pass a counter that lives for ever.
+    unsafe { &*arg.cast::<AtomicU32>() }.fetch_add(1, Ordering::Relaxed);
+}
+
+#[test]
+fn requests_end_once() {
+    static CALLED: AtomicU32 = AtomicU32::new(0);
+    let comm = alone();
+    let mut data = [1.0f32; 4];
+    let mut done: c_int = 7;
+    let dead = "request is not a live request";
+    let arg: *mut c_void = (&raw const CALLED).cast_mut().cast();
+    // SAFETY: done can be written; requests are numbers.
+    unsafe {
+        let refuse = |code, text: &str| refused(code, INVALID_ARGUMENT, text);
+        let everything_refuses = |request, done: &mut c_int| {
+            refused(graccl_request_test(request, done), INVALID_USAGE, dead);
+            assert_eq!(*done, 0);
+            refused(graccl_request_wait(request), INVALID_USAGE, dead);
+            refused(graccl_request_wait_timeout(request, 1.0, done), INVALID_USAGE, dead);
+            refused(graccl_request_set_callback(request, Some(count), arg), INVALID_USAGE, dead);
+            refused(graccl_request_free(request), INVALID_USAGE, dead);
+        };
+        let null = ptr::null_mut();
+        refuse(graccl_request_test(null, &mut done), "request is NULL [graccl_request_test]");
+        refuse(graccl_request_wait(null), "request is NULL [graccl_request_wait]");
+        refuse(
+            graccl_request_wait_timeout(null, 1.0, &mut done),
+            "request is NULL [graccl_request_wait_timeout]",
+        );
+        refuse(graccl_request_set_callback(null, Some(count), arg), "request is NULL [graccl_request_set_ca");
+        assert_eq!(graccl_request_free(null), SUCCESS);
+
+        // Wrong arguments leave it alive.
+        let request = started(&mut data, comm);
+        refuse(graccl_request_test(request, ptr::null_mut()), "done is NULL");
+        refuse(graccl_request_wait_timeout(request, 1.0, ptr::null_mut()), "done is NULL");
+        for wrong in [-1.0, f64::NAN, f64::NEG_INFINITY] {
+            let code = graccl_request_wait_timeout(request, wrong, &mut done);
+            refuse(code, &format!("seconds = {wrong} is not a time"));
+        }
+        refuse(graccl_request_set_callback(request, None, arg), "callback is NULL");
+        // A ticket of one kind is none of the other.
+        refused(graccl_barrier(request.cast()), INVALID_USAGE, "comm is not a live communicator");
+        refused(graccl_request_wait(comm.cast()), INVALID_USAGE, dead);
+        assert_eq!(graccl_request_wait(request), SUCCESS);
+        everything_refuses(request, &mut done);
+
+        let request = started(&mut data, comm);
+        let end = Instant::now() + Duration::from_secs(10);
+        while done == 0 && Instant::now() < end {
+            assert_eq!(graccl_request_test(request, &mut done), SUCCESS);
+        }
+        assert_eq!(done, 1);
+        everything_refuses(request, &mut done);
+
+        let request = started(&mut data, comm);
+        assert_eq!(graccl_request_wait_timeout(request, f64::INFINITY, &mut done), SUCCESS);
+        assert_eq!(done, 1);
+        everything_refuses(request, &mut done);
+
+        let request = started(&mut data, comm);
+        assert_eq!(graccl_request_set_callback(request, Some(count), arg), SUCCESS);
+        everything_refuses(request, &mut done);
+
+        let request = started(&mut data, comm);
+        assert_eq!(graccl_request_free(request), SUCCESS);
+        everything_refuses(request, &mut done);
+
+        assert_eq!(graccl_barrier(comm), SUCCESS);
+        assert_eq!(CALLED.load(Ordering::Relaxed), 1, "called once");
+    }
+    destroy(comm);
+}
+
+#[test]
+fn a_hundred_thousand_requests_may_be_alive() {
+    let comm = alone();
+    let mut data = vec![1.0f32; 100_000];
+    let requests: Vec<_> = data.chunks_mut(1).map(|one| started(one, comm)).collect();
+    for request in requests {
+        // SAFETY: a live request.
+        assert_eq!(unsafe { graccl_request_wait(request) }, SUCCESS);
+    }
+    destroy(comm);
+}
+
+/// All ranks of one communicator.
+fn all(size: usize) -> Vec<*mut graccl_comm_t> {
+    let mut comms = vec![ptr::without_provenance_mut(1); size];
+    // SAFETY: there are as many places as ranks.
+    let code = unsafe { graccl_comm_init_all(comms.as_mut_ptr(), size as c_int, ptr::null()) };
+    assert_eq!(code, SUCCESS, "{}", text(graccl_last_error(NULL_COMM)));
+    comms
+}
+
+#[test]
+fn a_destroy_ends_calls_of_other_threads() {
+    let comms = all(2);
+    let waiting = comms[0].addr();
+    let started = &std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(move || {
+            started.wait();
+            // SAFETY: looked up only. The other rank never comes.
+            unsafe { graccl_barrier(ptr::without_provenance_mut(waiting)) }
+        });
+        started.wait();
+        std::thread::sleep(Duration::from_millis(50));
+        destroy(comms[0]);
+        assert!(call.is_finished(), "a destroy waits for calls");
+        assert_eq!(call.join().unwrap(), ABORTED);
+    });
+    destroy(comms[1]);
+}
+
+#[test]
+fn requests_outlive_their_communicator() {
+    for aborts in [true, false] {
+        let comms = all(2);
+        let mut data = [[1.0f32; 4], [2.0; 4]];
+        let [data0, data1] = &mut data;
+        let request = started(data0, comms[0]);
+        let mut done = 7;
+        // SAFETY: done can be written.
+        unsafe {
+            assert_eq!(graccl_request_wait_timeout(request, 0.02, &mut done), SUCCESS);
+            assert_eq!(done, 0, "the other rank has not called");
+            if aborts {
+                assert_eq!(graccl_comm_abort(comms[0]), SUCCESS);
+                destroy(comms[0]);
+                refused(graccl_request_wait(request), ABORTED, "");
+                destroy(comms[1]);
+                continue;
+            }
+        }
+        let other = comms[1].addr();
+        std::thread::scope(|scope| {
+            // Destroying waits for the call, so the other rank has to make it.
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                let data: *mut c_void = data1.as_mut_ptr().cast();
+                let comm = ptr::without_provenance_mut(other);
+                // SAFETY: the buffer has 4 elements.
+                assert_eq!(unsafe { graccl_all_reduce(data, data, 4, F32, SUM, comm) }, SUCCESS);
+                destroy(comm);
+            });
+            destroy(comms[0]);
+        });
+        // SAFETY: a live request.
+        assert_eq!(unsafe { graccl_request_wait(request) }, SUCCESS);
+        assert_eq!(data, [[3.0; 4]; 2]);
+    }
+}
+
+#[test]
+fn joining_can_be_aborted_and_destroyed() {
+    for destroys in [false, true] {
+        let mut id = graccl_unique_id_t { internal: [0; GRACCL_UNIQUE_ID_BYTES] };
+        // SAFETY: id can be written.
+        assert_eq!(unsafe { graccl_get_unique_id(&mut id) }, SUCCESS);
+        static COMM: AtomicPtr<graccl_comm_t> = AtomicPtr::new(ptr::null_mut());
+        std::thread::scope(|scope| {
+            // SAFETY: the place lives for ever. Rank 1 never comes.
+            let join = scope.spawn(move || unsafe { graccl_comm_init_rank(COMM.as_ptr(), 2, id, 0) });
+            let comm = loop {
+                let comm = COMM.load(Ordering::Acquire);
+                if !comm.is_null() {
+                    break comm;
+                }
+                std::thread::yield_now();
+            };
+            let started = Instant::now();
+            let mut rank = -1;
+            // SAFETY: rank can be written; the rest are numbers.
+            unsafe {
+                assert_eq!(graccl_comm_rank(comm, &mut rank), SUCCESS);
+                assert_eq!(rank, 0);
+                refused(graccl_barrier(comm), IN_PROGRESS, "");
+                let end = if destroys { graccl_comm_destroy(comm) } else { graccl_comm_abort(comm) };
+                assert_eq!(end, SUCCESS);
+            }
+            assert_eq!(join.join().unwrap(), ABORTED);
+            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+            assert!(COMM.load(Ordering::Relaxed).is_null());
+            // SAFETY: a number.
+            refused(unsafe { graccl_comm_destroy(comm) }, INVALID_USAGE, "not a live communicator");
+        });
+    }
+}
+
+fn unset() -> graccl_config_t {
+    graccl_config_t {
+        size: size_of::<graccl_config_t>(),
+        magic: GRACCL_CONFIG_MAGIC,
+        version: 100,
+        timeout_ms: c_int::MIN,
+        init_timeout_ms: c_int::MIN,
+        transport: ptr::null(),
+        algorithm: ptr::null(),
+        verify: c_int::MIN,
+        blocking: c_int::MIN,
+        deterministic: c_int::MIN,
+        encrypt: c_int::MIN,
+    }
+}
+
+#[test]
+fn joining_without_waiting_says_when_it_is_ready() {
+    let mut id = graccl_unique_id_t { internal: [0; GRACCL_UNIQUE_ID_BYTES] };
+    let config = graccl_config_t { blocking: 0, ..unset() };
+    let mut comms = [ptr::null_mut(); 2];
+    let mut state = -1;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // SAFETY: all can be written.
+    unsafe {
+        assert_eq!(graccl_get_unique_id(&mut id), SUCCESS);
+        let same = graccl_unique_id_t { internal: id.internal };
+        refused(graccl_comm_init_rank_config(&mut comms[0], 2, same, 0, &config), IN_PROGRESS, "joining");
+        assert_eq!(graccl_comm_get_async_error(comms[0], &mut state), SUCCESS);
+        assert_eq!(state, IN_PROGRESS);
+        refused(graccl_barrier(comms[0]), IN_PROGRESS, "");
+        assert_eq!(graccl_comm_init_rank_config(&mut comms[1], 2, id, 1, &config), IN_PROGRESS);
+        for comm in comms {
+            state = IN_PROGRESS;
+            while state == IN_PROGRESS && Instant::now() < deadline {
+                assert_eq!(graccl_comm_get_async_error(comm, &mut state), SUCCESS);
+            }
+            assert_eq!(state, SUCCESS);
+        }
+        assert_eq!(graccl_comm_abort(comms[0]), SUCCESS);
+        assert_eq!(graccl_comm_get_async_error(comms[0], &mut state), SUCCESS);
+        assert_eq!(state, ABORTED);
+        // The other one hears of it.
+        while state != SUCCESS && Instant::now() < deadline {
+            assert_eq!(graccl_comm_get_async_error(comms[1], &mut state), SUCCESS);
+            if state == ABORTED {
+                break;
+            }
+        }
+        refused(graccl_comm_get_async_error(comms[0], ptr::null_mut()), INVALID_ARGUMENT, "result is NULL");
+    }
+    comms.into_iter().for_each(destroy);
+}
+
+#[test]
+fn groups_must_begin_and_end() {
+    let comms = all(2);
+    let mut data = [[1.0f32; 4], [2.0; 4]];
+    let mut request = ptr::null_mut();
+    let mut done = 0;
+    // SAFETY: the buffers have 4 elements and outlive the group.
+    unsafe {
+        refused(graccl_group_end(), INVALID_USAGE, "no group to end");
+        assert_eq!([graccl_group_start(), graccl_group_start()], [SUCCESS; 2]);
+        for (rank, data) in data.iter_mut().enumerate() {
+            let data: *mut c_void = data.as_mut_ptr().cast();
+            assert_eq!(graccl_all_reduce(data, data, 4, F32, SUM, comms[rank]), SUCCESS);
+            // A wrong call is refused at once and is not part of the group.
+            refused(
+                graccl_all_reduce(data, data, 4, -1, SUM, comms[rank]),
+                INVALID_ARGUMENT,
+                "data_type = -1",
+            );
+        }
+        assert_eq!(graccl_barrier(comms[0]), SUCCESS);
+        assert_eq!(graccl_barrier_async(comms[1], &mut request), SUCCESS);
+        assert_eq!(graccl_group_end(), SUCCESS);
+        // Still in the outer one: nothing has run.
+        refused(graccl_request_wait(request), INVALID_USAGE, "group");
+        refused(graccl_request_wait_timeout(request, 0.0, &mut done), INVALID_USAGE, "group");
+        assert_eq!((graccl_request_test(request, &mut done), done), (SUCCESS, 0));
+        assert_eq!(graccl_group_end(), SUCCESS);
+        assert_eq!(graccl_request_wait(request), SUCCESS);
+        refused(graccl_group_end(), INVALID_USAGE, "no group to end");
+    }
+    assert_eq!(data, [[3.0; 4]; 2]);
+    comms.into_iter().for_each(destroy);
+}
+
+/// Runs `rank` for each communicator in a thread of its own.
+fn each(comms: &[*mut graccl_comm_t], rank: impl Fn(*mut graccl_comm_t) + Sync) {
+    std::thread::scope(|scope| {
+        for comm in comms {
+            let (comm, rank) = (comm.addr(), &rank);
+            scope.spawn(move || rank(ptr::without_provenance_mut(comm)));
+        }
+    });
+}
+
+#[test]
+fn messages_and_exchanges_have_requests() {
+    static CALLED: AtomicU32 = AtomicU32::new(0);
+    let comms = all(2);
+    each(&comms, |comm| {
+        let (mut rank, mut done) = (-1, 0);
+        let (mut got, mut request) = ([-1i32; 2], ptr::null_mut());
+        let int = graccl_data_type_t::GRACCL_INT32 as DataTypeInt;
+        // SAFETY: buffers outlive their calls.
+        unsafe {
+            assert_eq!(graccl_comm_rank(comm, &mut rank), SUCCESS);
+            let (send, peer) = ((&raw const rank).cast(), 1 - rank);
+            for (i, got) in got.iter_mut().enumerate() {
+                let recv = (&raw mut *got).cast();
+                let code = graccl_send_recv_async(send, 1, peer, recv, 1, peer, int, comm, &mut request);
+                assert_eq!(code, SUCCESS, "{}", text(graccl_last_error(NULL_COMM)));
+                if i == 0 {
+                    assert_eq!(graccl_request_wait_timeout(request, 20.0, &mut done), SUCCESS);
+                    assert_eq!(done, 1);
+                } else {
+                    let arg = (&raw const CALLED).cast_mut().cast();
+                    assert_eq!(graccl_request_set_callback(request, Some(count), arg), SUCCESS);
+                    while CALLED.load(Ordering::Acquire) < 2 {
+                        std::thread::yield_now();
+                    }
+                }
+                assert_eq!(*got, peer);
+            }
+            assert_eq!(graccl_barrier(comm), SUCCESS);
+        }
+    });
+    assert_eq!(CALLED.load(Ordering::Relaxed), 2, "once for each exchange");
+    comms.into_iter().for_each(destroy);
+}
+
+#[test]
+fn bad_arguments_of_communicators_are_named() {
+    let comm = alone();
+    let mut out = ptr::without_provenance_mut(1);
+    let mut number = 0;
+    let null = ptr::null_mut();
+    // SAFETY: whatever is not null is valid.
+    unsafe {
+        let refuse = |code, text: &str| refused(code, INVALID_ARGUMENT, text);
+        refuse(graccl_comm_init_all(ptr::null_mut(), 1, ptr::null()), "comms is NULL [graccl_comm_init_all]");
+        for wrong in [0, -1, 4097, c_int::MAX] {
+            refuse(
+                graccl_comm_init_all(&mut out, wrong, ptr::null()),
+                &format!("nranks = {wrong} is not in 1 .. "),
+            );
+        }
+        let config = graccl_config_t { blocking: 0, ..unset() };
+        refuse(graccl_comm_init_all(&mut out, 1, &config), "config.blocking = 0");
+        assert!(out.is_null());
+
+        refuse(
+            graccl_comm_split(comm, 0, 0, ptr::null_mut(), ptr::null()),
+            "out is NULL [graccl_comm_split]",
+        );
+        refuse(graccl_comm_split(null, 0, 0, &mut out, ptr::null()), "comm is NULL [graccl_comm_split]");
+        refuse(graccl_comm_split(comm, -2, 0, &mut out, ptr::null()), "color = -2");
+        refuse(graccl_comm_split(comm, 0, 0, &mut out, &config), "config.blocking cannot be set here");
+        assert_eq!(graccl_comm_split(comm, GRACCL_SPLIT_NOCOLOR, 0, &mut out, ptr::null()), SUCCESS);
+        assert!(out.is_null());
+        assert_eq!(graccl_comm_split(comm, c_int::MAX, c_int::MIN, &mut out, &unset()), SUCCESS);
+        destroy(out);
+
+        refuse(graccl_comm_dup(comm, ptr::null_mut()), "out is NULL [graccl_comm_dup]");
+        refuse(graccl_comm_dup(null, &mut out), "comm is NULL [graccl_comm_dup]");
+        assert_eq!(graccl_comm_dup(comm, &mut out), SUCCESS);
+        destroy(out);
+
+        let shrink = |exclude: &[c_int], count, out: &mut _| {
+            let exclude = if exclude.is_empty() { ptr::null() } else { exclude.as_ptr() };
+            graccl_comm_shrink(comm, exclude, count, out, ptr::null())
+        };
+        refuse(shrink(&[], 1, &mut out), "exclude is NULL [graccl_comm_shrink]");
+        refuse(shrink(&[], -1, &mut out), "count = -1");
+        refuse(shrink(&[1], 1, &mut out), "exclude = 1 is not in 0 .. 0");
+        refuse(shrink(&[-1], 1, &mut out), "exclude = -1 is not in 0 .. 0");
+        refuse(shrink(&[0], 1, &mut out), "exclude has this rank itself");
+        assert!(out.is_null());
+        refuse(graccl_comm_shrink(comm, ptr::null(), 0, ptr::null_mut(), ptr::null()), "out is NULL");
+
+        refuse(graccl_comm_get_async_error(null, &mut number), "comm is NULL");
+        refuse(graccl_comm_finalize(null), "comm is NULL [graccl_comm_finalize]");
+        assert_eq!(graccl_comm_finalize(comm), SUCCESS);
+        refused(graccl_barrier(comm), INVALID_USAGE, "");
+    }
+    destroy(comm);
+}
+
+#[test]
+fn made_reductions_are_for_one_communicator_and_type() {
+    let (comm, other) = (alone(), alone());
+    let mut data = [1.0f64; 4];
+    let data_at: *mut c_void = data.as_mut_ptr().cast();
+    let (mut first, mut second) = (-1, -1);
+    let (half, third) = (0.5f64, 3.0f64);
+    let half: *const c_void = (&raw const half).cast();
+    // SAFETY: factors and buffers are of the type that is given, the largest.
+    unsafe {
+        let refuse = |code, text: &str| refused(code, INVALID_ARGUMENT, text);
+        let create =
+            |op, scalar, data_type, comm| graccl_red_op_create_pre_mul_sum(op, scalar, data_type, comm);
+        refuse(create(ptr::null_mut(), half, F64, comm), "op is NULL");
+        refuse(create(&mut first, ptr::null(), F64, comm), "scalar is NULL");
+        refuse(create(&mut first, half, 12, comm), "data_type = 12");
+        refuse(create(&mut first, half, F64, NULL_COMM), "comm is NULL");
+        assert_eq!(create(&mut first, half, F64, comm), SUCCESS);
+        assert_eq!(create(&mut second, (&raw const third).cast(), F64, comm), SUCCESS);
+        assert!(first >= 1000 && second >= 1000 && first != second);
+
+        let reduce = |data_type, op, comm| graccl_all_reduce(data_at, data_at, 4, data_type, op, comm);
+        assert_eq!(reduce(F64, first, comm), SUCCESS);
+        assert_eq!(data, [0.5; 4]);
+        let mut request = ptr::null_mut();
+        assert_eq!(graccl_reduce_async(data_at, data_at, 4, F64, second, 0, comm, &mut request), SUCCESS);
+        // Calls that were made with it are not affected.
+        assert_eq!(graccl_red_op_destroy(second, comm), SUCCESS);
+        assert_eq!(graccl_request_wait(request), SUCCESS);
+        assert_eq!(data, [1.5; 4]);
+
+        refuse(reduce(F32, first, comm), &format!("op = {first} was made for double, not for float"));
+        refuse(reduce(F64, first, other), &format!("op = {first} is not a reduction of this communicator"));
+        refuse(reduce(F64, second, comm), &format!("op = {second} is not a reduction of this communicator"));
+        refuse(graccl_red_op_destroy(second, comm), "is not a reduction of this communicator");
+        refuse(graccl_red_op_destroy(SUM, comm), "op = 0 is not a reduction of this communicator");
+        refuse(graccl_red_op_destroy(first, NULL_COMM), "comm is NULL");
+        // A number is not given again.
+        let mut third = -1;
+        assert_eq!(create(&mut third, half, F64, comm), SUCCESS);
+        assert!(![first, second].contains(&third));
+    }
+    destroy(comm);
+    destroy(other);
+}
+
+#[test]
+fn a_callback_gets_the_failure_and_its_text() {
+    static RESULT: AtomicI32 = AtomicI32::new(-1);
+    unsafe extern "C" fn note(_: *mut c_void, result: ResultInt) {
+        assert!(!text(graccl_last_error(NULL_COMM)).starts_with("no error"));
+        RESULT.store(result, Ordering::Release);
+    }
+    let comms = all(2);
+    let mut data = [1.0f32; 4];
+    let request = started(&mut data, comms[0]);
+    // SAFETY: the data outlive the communicator.
+    unsafe {
+        assert_eq!(graccl_request_set_callback(request, Some(note), ptr::null_mut()), SUCCESS);
+        assert_eq!(RESULT.load(Ordering::Acquire), -1, "the other rank has not called");
+        assert_eq!(graccl_comm_abort(comms[0]), SUCCESS);
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    while RESULT.load(Ordering::Acquire) == -1 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(RESULT.load(Ordering::Acquire), ABORTED);
+    comms.into_iter().for_each(destroy);
 }

@@ -93,6 +93,7 @@ unsafe fn init(
         return Err(Error::new(Code::InProgress, "the other ranks are still joining")
             .hint("ask graccl_comm_get_async_error until it is over"));
     }
+    // In a group its end waits.
     let joined = entry.comm.wait_ready();
     drop(entry);
     if joined.is_err() {
@@ -132,7 +133,8 @@ unsafe fn join(
 ///         GRACCL_REMOTE_ERROR; GRACCL_ABORTED (by another thread); GRACCL_SYSTEM_ERROR.
 ///
 /// Settings come from the environment: see graccl_config_t. The caller owns the communicator until
-/// graccl_comm_destroy.
+/// graccl_comm_destroy. In a group it returns at once, and graccl_group_end waits: if that gives an
+/// error, comm must still be destroyed.
 ///
 /// Thread-safety: may be called by any thread; threads of one process may be different ranks.
 #[unsafe(no_mangle)]
@@ -479,10 +481,12 @@ pub unsafe extern "C" fn graccl_comm_size(comm: *const graccl_comm_t, size: *mut
 ///        does nothing.
 /// @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (destroyed before).
 ///
-/// Memory from graccl_mem_alloc is not freed. Requests stay, and must still be ended.
+/// Memory from graccl_mem_alloc is not freed. Calls that were started and are not over (graccl_request_t)
+/// are waited for: call graccl_comm_abort before if they shall not be. Their requests stay, and must
+/// still be ended.
 ///
-/// Thread-safety: may be called by any thread at any time, but not in a callback. Calls of other threads
-/// on comm are aborted as by graccl_comm_abort, and have returned when this returns.
+/// Thread-safety: may be called by any thread at any time, but not in a callback. Other threads' blocking
+/// calls on comm are aborted as by graccl_comm_abort, and have returned when this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn graccl_comm_destroy(comm: *mut graccl_comm_t) -> ResultInt {
     entry!(graccl_comm_destroy on comm, not_null [], {

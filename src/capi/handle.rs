@@ -136,9 +136,8 @@ struct Vacant {
     used: usize,
 }
 
-// SAFETY: values are put in by one thread, shared between threads, and taken out by another.
-unsafe impl<T: Send + Sync> Sync for Table<T> {}
-// SAFETY: as for the table, whose value a slot guards.
+// SAFETY: values are put in by one thread, shared between threads, and taken out by another; the ticket
+// and the users decide who may.
 unsafe impl<T: Send + Sync> Sync for Slot<T> {}
 
 /// The right to use a value, until dropped. Who takes the value out of the table waits for that.
@@ -171,7 +170,7 @@ pub(super) struct Vacancy<T: 'static> {
     index: usize,
 }
 
-impl<T> Vacancy<T> {
+impl<T: Send + Sync> Vacancy<T> {
     /// Puts the value in: its ticket.
     fn fill(self, value: T) -> usize {
         // One for both tables: no two values have the same ticket.
@@ -193,7 +192,7 @@ impl<T> Drop for Vacancy<T> {
     }
 }
 
-impl<T> Table<T> {
+impl<T: Send + Sync> Table<T> {
     const fn new() -> Table<T> {
         Table {
             chunks: [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS],

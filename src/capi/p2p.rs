@@ -15,10 +15,10 @@ use crate::{Error, Request, Result, group_end, group_start};
 /// @param send What to send, count elements; only read.
 /// @param count Elements. With 0 send may be NULL; the receive must have 0, too.
 /// @param data_type Type of the elements.
-/// @param peer The rank to send to. This rank itself only in a group that also has the receive, or when
-///        one of them is non-blocking.
+/// @param peer The rank to send to: another than this one.
 /// @param comm The communicator.
-/// @return As graccl_all_reduce; GRACCL_INVALID_ARGUMENT also for a peer that is not a rank.
+/// @return As graccl_all_reduce; GRACCL_INVALID_ARGUMENT also for a peer that is not a rank or is this
+///         one.
 ///
 /// Messages between two ranks arrive in the order in which they were sent. The buffer stays the caller's.
 ///
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn graccl_send_async(
 /// @param recv Where to put them, count elements.
 /// @param count Elements, as many as are sent. With 0 recv may be NULL.
 /// @param data_type Type of the elements, the same as at the sender.
-/// @param peer The rank to receive from.
+/// @param peer The rank to receive from: another than this one.
 /// @param comm The communicator.
 /// @return As graccl_send; GRACCL_INVALID_USAGE also when another count or type was sent.
 ///
@@ -159,6 +159,9 @@ impl Exchange {
     ) -> Result<Exchange> {
         let data_type = self::data_type(data_type)?;
         let (dest, source) = (rank_of(entry, "dest", dest)?, rank_of(entry, "source", source)?);
+        if [dest, source].contains(&entry.comm.rank()) {
+            return Err(Error::argument("a rank cannot send to itself").hint("copy the memory"));
+        }
         // All that can be wrong with one half has to be found before the other is part of the group.
         for (name, count, null) in
             [("send", send_count, send.is_null()), ("recv", recv_count, recv.is_null())]
@@ -217,7 +220,7 @@ impl Exchange {
 /// @param dest The rank to send to.
 /// @param recv Where to put what is received, recv_count elements. Must not overlap send.
 /// @param recv_count Elements, as many as source sends. With 0 recv may be NULL.
-/// @param source The rank to receive from. Either or both may be this rank.
+/// @param source The rank to receive from. Neither may be this rank.
 /// @param data_type Type of the elements of both.
 /// @param comm The communicator.
 /// @return As graccl_recv.

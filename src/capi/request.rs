@@ -44,6 +44,18 @@ impl Pending {
         Some(first?.and(second?))
     }
 
+    /// An error if waiting is not possible here (in a group, for a call that starts at its end).
+    fn may_wait(&self) -> Result<()> {
+        for request in [Some(&self.first), self.second.as_ref()].into_iter().flatten() {
+            if let Err(error) = request.wait_for(Duration::ZERO)
+                && matches!(request.test(), Ok(false))
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     fn test(&self) -> Option<Result<()>> {
         self.all(Request::test)
     }
@@ -125,12 +137,13 @@ pub unsafe extern "C" fn graccl_request_test(request: *mut graccl_request_t, don
 ///
 /// @param request The request, invalid from now on.
 /// @return What the call itself would return; GRACCL_INVALID_ARGUMENT (NULL); GRACCL_INVALID_USAGE (ended
-///         before).
+///         before; or in a group, where the call has not started: the request stays).
 ///
 /// Thread-safety: one thread waits. graccl_comm_abort by another one ends the wait.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn graccl_request_wait(request: *mut graccl_request_t) -> ResultInt {
     entry!(graccl_request_wait on NO_COMM, not_null [], {
+        handle::request(request)?.may_wait()?;
         let pending = handle::take_request(request)?;
         pending.keep(pending.wait())
     })
@@ -163,6 +176,7 @@ pub unsafe extern "C" fn graccl_request_wait_timeout(
         if seconds.is_nan() || seconds < 0.0 {
             return Err(Error::argument(format!("seconds = {seconds} is not a time")).hint("pass 0 or more"));
         }
+        handle::request(request)?.may_wait()?;
         let end = Instant::now() + Duration::from_secs_f64(seconds.min(FOR_EVER));
         let result = loop {
             let slice = end.min(Instant::now() + SLICE);

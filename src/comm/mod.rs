@@ -200,8 +200,11 @@ impl Communicator {
         }
     }
 
-    /// Waits until all ranks have joined.
+    /// Waits until all ranks have joined. In a group it returns at once, and `group_end` waits.
     pub fn wait_ready(&self) -> Result<()> {
+        if group::active() {
+            return Ok(());
+        }
         Communicator::wait_joined(&self.shared)
     }
 
@@ -232,7 +235,7 @@ impl Communicator {
         let all: Vec<Communicator> =
             (0..size).map(|r| Communicator::begin_rank(&id, r, size, config)).collect::<Result<_>>()?;
         for c in &all {
-            c.wait_ready()?;
+            Communicator::wait_joined(&c.shared)?;
         }
         Ok(all)
     }
