@@ -2,12 +2,28 @@
 
 use graccl::bootstrap::{fuzz_accept, fuzz_dial, fuzz_env, fuzz_id, fuzz_wire};
 
+/// A seed from which the fuzzer cannot get anywhere would be worth little.
+#[test]
+fn seeds_are_whole_conversations() {
+    let seed =
+        |name: &str| std::fs::read(format!("{}/fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for (name, given) in
+        [("peer_waits", 1), ("rank_waits", 1), ("two_join", 0), ("wrong_key", 0), ("closes", 0)]
+    {
+        assert_eq!(fuzz_accept(&seed(&format!("accept/{name}"))), given, "{name}");
+    }
+    for (name, done) in
+        [("verdict", true), ("error", true), ("peer", true), ("second_try", true), ("wrong_key", false)]
+    {
+        assert_eq!(fuzz_dial(&seed(&format!("dial/{name}"))), done, "{name}");
+    }
+}
+
 #[test]
 fn every_input_is_survived() {
-    type Target = (&'static str, fn(&[u8]));
-    let targets: [Target; 5] = [
-        ("accept", fuzz_accept),
-        ("dial", fuzz_dial),
+    let targets: [(&str, fn(&[u8])); 5] = [
+        ("accept", |b| drop(fuzz_accept(b))),
+        ("dial", |b| drop(fuzz_dial(b))),
         ("env", fuzz_env),
         ("id", fuzz_id),
         ("wire", fuzz_wire),

@@ -3,7 +3,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -175,9 +174,10 @@ fn drive_all(state: &mut State, now: Instant) {
 }
 
 /// A conversation with the acceptor of peers and joining ranks. A script of strangers: they send any
-/// bytes, or proper messages with any content, with or without knowing the key, in any order.
+/// bytes, or proper messages with any content, with or without knowing the key, in any order. How many
+/// streams were given to a rank.
 #[doc(hidden)]
-pub fn fuzz_accept(data: &[u8]) {
+pub fn fuzz_accept(data: &[u8]) -> usize {
     let mut s = Script(Reader(data));
     let mut state = State::default();
     let start = Instant::now();
@@ -200,7 +200,7 @@ pub fn fuzz_accept(data: &[u8]) {
         let op = s.byte() % 10;
         if op == 0 && all.len() < 4 {
             let Ok((here, there)) = Socket::pair(socket2::Domain::UNIX, socket2::Type::STREAM, None) else {
-                return;
+                return 0;
             };
             all.push(Stranger::new(there));
             state.welcome(here, true, "fuzz".into(), now);
@@ -279,20 +279,26 @@ pub fn fuzz_accept(data: &[u8]) {
         let result = state.tickets.get_mut(t).and_then(|t| t.result.take());
         matches!(result, Some(Ok(Outcome::Peer(..))))
     });
-    assert!(given.count() <= proofs, "a stranger was given to a rank");
+    let given = given.count();
+    assert!(given <= proofs, "a stranger was given to a rank");
+    given
 }
 
-/// A conversation with one who dials: a script of what answers there.
+/// A conversation with one who dials: a script of what answers there. Whether it came to its end.
 #[doc(hidden)]
-pub fn fuzz_dial(data: &[u8]) {
-    static LISTENER: OnceLock<(Socket, [u8; 16])> = OnceLock::new();
-    let (listener, name) = LISTENER.get_or_init(|| {
-        let name = wire::random().expect("random bytes");
-        (listen_unix(&name).expect("a listener"), name)
-    });
+pub fn fuzz_dial(data: &[u8]) -> bool {
+    thread_local! {
+        static LISTENER: (Socket, [u8; 16]) = {
+            let name = wire::random().expect("random bytes");
+            (listen_unix(&name).expect("a listener"), name)
+        };
+    }
+    LISTENER.with(|(listener, name)| dial_by(listener, name, data))
+}
+
+fn dial_by(listener: &Socket, name: &[u8; 16], data: &[u8]) -> bool {
     let mut s = Script(Reader(data));
     let mut state = State::default();
-    let mut now = Instant::now();
     let join = s.byte() % 2 == 0;
     let (role, to, max) = match join {
         true => (Role::Join, wire::ROOT, MAX_VERDICT),
@@ -301,6 +307,8 @@ pub fn fuzz_dial(data: &[u8]) {
     let hello = Hello { role, tag: tag(&KEY), generation: 0, from: 1, to, purpose: 0, nonce: [0; 32] };
     let mut dial = Dial::new(hello, KEY, vec![1, 2, 3], max, "fuzz".into(), vec![Addr::Unix(*name); 2]);
     dial.patience = (s.byte() % 2 == 0).then_some(Duration::from_millis(100));
+    // Not before the first try is due.
+    let mut now = Instant::now();
     let ticket = state.start_dial(dial, now);
     let mut all: Vec<Stranger> = Vec::new();
     // Some stranger has proved that it has the key, and said its last word.
@@ -354,7 +362,9 @@ pub fn fuzz_dial(data: &[u8]) {
         }
         drive_all(&mut state, now);
     }
-    match state.tickets.get_mut(&ticket).and_then(|t| t.result.take()) {
+    let result = state.tickets.get_mut(&ticket).and_then(|t| t.result.take());
+    let done = matches!(result, Some(Ok(Outcome::Verdict(_) | Outcome::Peer(..))));
+    match result {
         Some(Ok(Outcome::Verdict(bytes))) => {
             assert!(proved && join, "a stranger's verdict was believed");
             let _ = wire::parse_verdict(&bytes, 3);
@@ -365,4 +375,5 @@ pub fn fuzz_dial(data: &[u8]) {
     state.cancel(ticket);
     assert!(state.conns.is_empty(), "something is left of a dial that is over");
     while listener.accept().is_ok() {}
+    done
 }
