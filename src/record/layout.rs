@@ -33,7 +33,7 @@ pub const RUNS: usize = 256;
 pub const HOST_RUNS: usize = 512;
 pub const HOSTS: usize = 64;
 /// More ranks than this are taken for garbage by readers.
-pub const SIZE_MAX: u32 = 1 << 24;
+pub const SIZE_MAX: u32 = 1 << 20;
 
 /// A plan's number in a word: its place and how often that was used before. 0: none.
 pub const PLAN_MASK: u32 = (1 << 30) - 1;

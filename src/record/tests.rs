@@ -249,7 +249,8 @@ fn nothing_torn() {
                 let plan = moving.plan(&shape(text(n)));
                 moving.begin(n, plan, n % 2 == 0);
                 for i in 0..10 {
-                    moving.stuck(&position(n, i, &[n; 8], &|| text(n).clone()));
+                    let m = n.wrapping_add(i);
+                    moving.stuck(&position(m, i, &[m; 8], &|| text(m).clone()));
                 }
                 moving.end(n, plan);
             });

@@ -225,107 +225,97 @@ impl<'a, 'b> Graph<'a, 'b> {
         // The longest direct wait says what is waited for.
         let edge = self.edges.values().flatten().filter(|e| e.to == rank).max_by_key(|e| e.waited)?;
         let (waiting, waited) = self.waiting(rank);
-        let (kind, mut text) = self.cause(rank, edge);
+        let (kind, what, more) = self.cause(rank, edge);
         let indirect = waiting.iter().any(|w| self.edges[w].iter().all(|e| e.to != rank));
         let how = if indirect { ", directly or through each other," } else { "" };
-        text += &format!("; {} {} for it{how} for {}", the(&waiting), wait(&waiting), seconds(waited));
+        let for_how_long = seconds(waited);
+        let mut text = format!("{what}; {} {} for it{how} for {for_how_long}", the(&waiting), wait(&waiting));
+        if !more.is_empty() {
+            text += &format!(". {more}");
+        }
         Some(Finding { kind, communicator: edge.from.comm.context, ranks: vec![rank], waiting, waited, text })
     }
 
-    fn cause(&self, rank: u32, edge: &Edge) -> (&'static str, String) {
+    /// What a rank does that others wait for: the kind, a clause, and sentences.
+    fn cause(&self, rank: u32, edge: &Edge) -> (&'static str, String, String) {
         let Some(members) = self.by_rank.get(&rank) else { return self.unseen(rank, edge) };
         let context = edge.from.comm.context;
         let process = members[0].process;
+        let pid = process.pid;
         if process.stopped() {
             let by = if process.state == 't' { "held by a debugger" } else { "stopped" };
-            let kill = format!("`kill -CONT {}` lets it go on", process.pid);
-            return ("stopped", format!("rank {rank} is {by} (process {}): {kill}", process.pid));
+            let advice = format!("`kill -CONT {pid}` lets it go on");
+            return ("stopped", format!("rank {rank} is {by} (process {pid})"), advice);
         }
         let Some(m) = members.iter().find(|m| m.comm.context == context) else {
-            return (
-                "left",
-                format!(
-                    "rank {rank} has destroyed communicator {context:x}, or has not made it yet. {}",
-                    activity(process)
-                ),
-            );
+            let what = format!("rank {rank} has destroyed communicator {context:x}, or has not made it yet");
+            return ("left", what, activity(process, true));
         };
         if let (State::Failed, Some(f)) = (m.comm.state, &m.comm.failure) {
-            return ("failed", format!("rank {rank} has failed: {}", f.text));
+            return ("failed", format!("rank {rank} has failed"), f.text.clone());
         }
         if m.comm.state == State::Finished {
-            return ("left", format!("rank {rank} has finished its calls. {}", activity(process)));
-        }
-        let wanted = edge.call;
-        let own = edge.from.comm.open.iter().any(|o| o.own && o.number == wanted);
-        let elsewhere = members.iter().find_map(|o| {
-            let call = o.comm.open.first()?;
-            (o.comm.context != context)
-                .then(|| format!("It is in communicator {:x}, {}. ", o.comm.context, name(call)))
-        });
-        let doing = format!("{}{}", elsewhere.unwrap_or_default(), activity(process));
-        if own {
-            // Its number means nothing to others.
-            return (
-                "not_entered",
-                format!("rank {rank} does not do its part of a send or receive. {doing}"),
-            );
+            return ("left", format!("rank {rank} has finished its calls"), activity(process, true));
         }
         let here = format!("of communicator {context:x}");
+        let wanted = edge.call;
+        let elsewhere = members.iter().find_map(|o| {
+            let call = o.comm.open.first().filter(|_| o.comm.context != context)?;
+            Some(format!("It is in {} of communicator {:x}. ", name(call), o.comm.context))
+        });
+        let outside = elsewhere.is_none() && m.comm.open.is_empty();
+        let doing = elsewhere.unwrap_or_default() + &activity(process, outside);
+        if edge.from.comm.open.iter().any(|o| o.own && o.number == wanted) {
+            // The number means nothing to others.
+            return ("not_entered", format!("rank {rank} does not do its part of a send or receive"), doing);
+        }
         let Some(last) = &m.comm.last else {
-            return (
-                "not_entered",
-                format!("rank {rank} has made no call {here} yet, not call {wanted} either. {doing}"),
-            );
+            let what = format!("rank {rank} has not entered call {wanted} {here}");
+            return ("not_entered", what, format!("It has made no call of it yet. {doing}"));
         };
         let open = m.comm.open.iter().any(|o| !o.own && o.number == last.number);
-        match ((wanted.wrapping_sub(last.number) as i32).signum(), open) {
-            (1, true) => (
-                "busy",
-                format!("rank {rank} is still in {} {here}, and waits for nobody there. {doing}", name(last)),
-            ),
+        // Numbers wrap.
+        let ahead = wanted.wrapping_sub(last.number) as i32;
+        match (ahead.signum(), open) {
             (1, false) => (
                 "not_entered",
-                format!(
-                    "rank {rank} has not entered call {wanted} {here}; its last was {}, which is over. {doing}",
-                    name(last)
-                ),
+                format!("rank {rank} has not entered call {wanted} {here}"),
+                format!("Its last was {}, which is over. {doing}", name(last)),
+            ),
+            (1, true) => (
+                "busy",
+                format!("rank {rank} is still in {} {here}, and waits for nobody", name(last)),
+                doing,
             ),
             (0, true) => (
                 "busy",
-                format!("rank {rank} is in call {wanted} {here} as well, and waits for nobody. {doing}"),
+                format!("rank {rank} is in call {wanted} {here} as well, and waits for nobody"),
+                doing,
             ),
-            _ => ("busy", format!("rank {rank} is past call {wanted} {here}, at {}. {doing}", name(last))),
+            _ => ("busy", format!("rank {rank} is past call {wanted} {here}, at {}", name(last)), doing),
         }
     }
 
     /// A rank without a process that we see.
-    fn unseen(&self, rank: u32, edge: &Edge) -> (&'static str, String) {
+    fn unseen(&self, rank: u32, edge: &Edge) -> (&'static str, String, String) {
         match edge.from.comm.host(edge.local) {
-            Some(h) if self.here.contains(machine(h)) => ("missing", self.gone(&[rank])),
-            Some(h) => ("remote", format!("rank {rank} is on {h}: run `graccl status` there")),
+            Some(h) if self.here.contains(machine(h)) => {
+                ("missing", format!("rank {rank} is missing"), self.gone())
+            }
+            Some(h) => ("remote", format!("rank {rank} is on {h}"), "Run `graccl status` there".into()),
             None => {
-                ("unknown", format!("rank {rank} is not seen on this host, and its host is not known here"))
+                ("unknown", format!("rank {rank} is not seen"), "Nothing is known of its host here".into())
             }
         }
     }
 
-    fn gone(&self, list: &[u32]) -> String {
-        let is = if list.len() == 1 { "is" } else { "are" };
-        let mut text = format!(
-            "{} {is} missing: no process of this host has it. It has died or ended: look at its output",
-            the(list)
-        );
-        if list.len() > 1 {
-            text = text.replace(
-                "has it. It has died or ended: look at its",
-                "has them. They have died or ended: look at their",
-            );
-        }
-        if !self.scan.unreadable.is_empty() {
-            text += " (or it is one of the processes that could not be read)";
-        }
-        text
+    fn gone(&self) -> String {
+        let unless = if self.scan.unreadable.is_empty() {
+            ""
+        } else {
+            ", unless it is one of those that could not be read"
+        };
+        format!("No process of this host is such a rank{unless}: it died or ended. Look at its output")
     }
 
     /// Ranks of this host without a process, for whom nobody waits yet.
@@ -345,7 +335,8 @@ impl<'a, 'b> Graph<'a, 'b> {
             .filter(|w| !self.by_rank.contains_key(w) && !told.contains(w))
             .collect();
         if !lost.is_empty() {
-            let text = self.gone(&lost);
+            let are = if lost.len() == 1 { "is" } else { "are" };
+            let text = format!("{} {are} missing. {}", the(&lost), self.gone());
             all.push(Finding {
                 kind: "missing",
                 communicator: context,
@@ -473,27 +464,23 @@ impl<'a, 'b> Graph<'a, 'b> {
     }
 }
 
-/// What a process does, as far as the system tells.
-pub fn activity(p: &Process) -> String {
+/// What a process does, as far as the system tells; `outside`: it is in no call of graccl.
+pub fn activity(p: &Process, outside: bool) -> String {
     let who = format!("Its process {} ({})", p.pid, p.record.program);
     let busiest = p.threads.iter().max_by(|a, b| a.cpu.total_cmp(&b.cpu));
-    match busiest {
-        Some(t) if t.cpu > BUSY => {
-            format!(
-                "{who} uses {:.0} % of a core outside of graccl, in thread \"{}\" ({})",
-                p.cpu() * 100.0,
-                t.name,
-                t.tid
-            )
-        }
-        _ => {
-            let main = p.threads.iter().find(|t| t.tid == p.pid);
-            let at = main.map_or(String::new(), |t| {
-                let at = t.wchan.as_ref().map(|w| format!(" in the kernel's {w}")).unwrap_or_default();
-                let how = if t.state == 'D' { "waits for the disk or a device" } else { "sleeps" };
-                format!(": thread \"{}\" {how}{at}", t.name)
-            });
-            format!("{who} does nothing{at}")
-        }
+    if let Some(t) = busiest.filter(|t| t.cpu > BUSY) {
+        let place = if outside { " outside of graccl" } else { "" };
+        let cpu = p.cpu() * 100.0;
+        return format!(
+            "{who} uses {cpu:.0} % of a core{place}, mostly in thread \"{}\" ({})",
+            t.name, t.tid
+        );
     }
+    let main = p.threads.iter().find(|t| t.tid == p.pid);
+    let at = main.map_or(String::new(), |t| {
+        let at = t.wchan.as_ref().map(|w| format!(" in the kernel's {w}")).unwrap_or_default();
+        let how = if t.state == 'D' { "waits for the disk or a device" } else { "sleeps" };
+        format!(": thread \"{}\" {how}{at}", t.name)
+    });
+    format!("{who} uses no processor time{at}")
 }

@@ -46,7 +46,8 @@ fn one_job(out: &mut String, scan: &Scan, job: &Job) {
     }
     let _ = writeln!(out, "\ndiagnosis");
     for f in &job.findings {
-        let _ = writeln!(out, "- {}.", f.text.trim_end_matches('.'));
+        let end = if f.text.ends_with(['.', '?', '!']) { "" } else { "." };
+        let _ = writeln!(out, "- {}{end}", f.text);
     }
     if job.findings.is_empty() {
         let _ = writeln!(out, "- No rank waits for longer than a second.");
