@@ -512,7 +512,10 @@ impl Link for TcpLink {
     }
 
     fn idle(&mut self) -> bool {
-        self.shared.conn().proto.idle(self.ix)
+        let c = self.shared.conn();
+        // What is sealed refers to nobody's memory, but it must leave too, or the peer waits for it until
+        // somebody pumps again.
+        c.proto.idle(self.ix) && (c.proto.broken().is_some() || !c.seal.as_ref().is_some_and(|s| s.waits()))
     }
 
     fn capacity(&self) -> usize {

@@ -744,7 +744,7 @@ fn measure((a, b): (TcpConn, TcpConn)) {
                 l.release();
             };
             let mut best = f64::MAX;
-            for _ in 0..400 {
+            for _ in 0..50 {
                 let t = Instant::now();
                 for n in 0..200 {
                     if first {
@@ -760,7 +760,7 @@ fn measure((a, b): (TcpConn, TcpConn)) {
             let (size, count) = (256 << 10, 256);
             let (src, mut dst) = (vec![1u8; size * count], vec![0u8; size * count]);
             let mut bulk = f64::MAX;
-            for _ in 0..12 {
+            for _ in 0..8 {
                 let t = Instant::now();
                 let (mut sent, mut got) = (0, 0);
                 while sent < count || got < count || !l.idle() {
@@ -771,7 +771,12 @@ fn measure((a, b): (TcpConn, TcpConn)) {
                     }
                     if got < count {
                         match l.recv(size, 1) {
-                            Recv::Ready(_) => {
+                            Recv::Ready(p) => {
+                                let at = dst[got * size..].as_mut_ptr();
+                                if p != at {
+                                    // SAFETY: a message of that size, and its place.
+                                    unsafe { std::ptr::copy_nonoverlapping(p, at, size) };
+                                }
                                 l.release();
                                 got += 1;
                             }
@@ -788,7 +793,7 @@ fn measure((a, b): (TcpConn, TcpConn)) {
                 }
                 bulk = bulk.min(t.elapsed().as_secs_f64());
             }
-            assert_eq!(dst, src);
+            assert!(dst == src);
             // The peer may still want its last credits.
             (best * 1e6, bulk * 1e3, l, c)
         }
