@@ -47,6 +47,10 @@
 //! of it. Where Linux allows it (6.15) retransmissions and probes are at most 1 s apart; elsewhere a host that
 //! is cut off while its process is stopped is noticed later.
 //!
+//! # Encryption
+//! With a secret ([`TcpOptions::secret`]) all bytes travel in authenticated records: `seal` lies between the
+//! protocol and the socket. A message is then copied once more on either side.
+//!
 //! # Why so
 //! * **A bounded number of messages, [`DEPTH`] per link, is unacknowledged.** Without a bound
 //!   megabytes queue in the kernel and each byte travels to DRAM and back: on loopback a bound of
@@ -71,11 +75,15 @@
 //! * Nothing waits in here. Callers spin on `pump` and then park on [`TcpConn::fd`].
 
 mod frame;
+mod fuzz;
 mod ids;
 mod pool;
 mod proto;
 #[cfg(test)]
 mod proto_tests;
+mod seal;
+#[cfg(test)]
+mod seal_tests;
 #[cfg(test)]
 mod socket_tests;
 mod watch;
@@ -89,7 +97,9 @@ use libc::{c_int, c_void, iovec};
 
 use super::{Fault, Link, REF_MIN, Recv};
 use crate::{Error, Result};
+pub use fuzz::{fuzz_feed, fuzz_feed_sealed};
 use proto::{BATCH, Proto};
+use seal::{REKEY, Seal};
 use watch::Watch;
 
 /// Messages of one link that may be unacknowledged.
@@ -102,21 +112,27 @@ const CLOSED: &str = "connection closed by peer";
 const LOST: &str = "the peer's host does not answer any more";
 
 /// What both ends of a connection must agree on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TcpOptions {
     /// Largest message in bytes. The default, 1 MiB - 1 KiB, leaves in one send. 65536 would be a
     /// bad message size: just above a GSO packet, it becomes a full and a tiny one.
     pub capacity: usize,
+    /// Encrypt with this secret, which both ends know. It must be good for nothing else.
+    pub secret: Option<[u8; 32]>,
+    /// Of the two ends that encrypt one is the initiator, the other is not.
+    pub initiator: bool,
 }
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
-        TcpOptions { capacity: (1 << 20) - (1 << 10) }
+        TcpOptions { capacity: (1 << 20) - (1 << 10), secret: None, initiator: false }
     }
 }
 
 struct Conn {
     proto: Proto,
+    /// Between the protocol and the socket, if all is encrypted.
+    seal: Option<Box<Seal>>,
     fd: OwnedFd,
     watch: Watch,
 }
@@ -146,7 +162,7 @@ impl TcpConn {
     ///
     /// Errors: `InvalidArgument` for options out of range, `SystemError` if it is no TCP socket.
     pub fn new(stream: OwnedFd, options: TcpOptions) -> Result<TcpConn> {
-        let TcpOptions { capacity } = options;
+        let TcpOptions { capacity, secret, initiator } = options;
         if !(1..=1 << 30).contains(&capacity) {
             return Err(Error::argument(format!(
                 "TCP messages of {capacity} bytes: allowed are 1 to 2^30 bytes"
@@ -158,7 +174,13 @@ impl TcpConn {
         // May not be allowed here; then the system's default stays.
         let _ = set_option(&stream, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
         watch::keep_alive(&stream).map_err(|e| Error::io("setting SO_KEEPALIVE", &e))?;
-        let conn = Conn { proto: Proto::new(capacity), fd: stream, watch: Watch::default() };
+        let seal = match secret {
+            Some(s) => Some(Box::new(Seal::new(&s, initiator, REKEY).map_err(Error::internal)?)),
+            None => None,
+        };
+        let mut conn = Conn { proto: Proto::new(capacity), seal, fd: stream, watch: Watch::default() };
+        // A peer that does not encrypt is to learn at once that we do.
+        conn.flush();
         Ok(TcpConn(Shared(Arc::new(Mutex::new(conn)))))
     }
 
@@ -204,9 +226,16 @@ impl TcpConn {
     }
 
     /// Bytes are queued that the kernel would not take yet: poll for POLLOUT too. Otherwise only
-    /// for POLLIN. While this is true the connection must not be dropped, or they are lost.
+    /// for POLLIN.
     pub fn wants_write(&self) -> bool {
-        self.0.conn().proto.has_outgoing()
+        self.0.conn().has_outgoing()
+    }
+
+    /// Something that was sent has not left this process: if the connection is dropped now it is lost.
+    /// (Not the same as `wants_write` while encryption is being agreed on.)
+    pub fn unsent(&self) -> bool {
+        let c = self.0.conn();
+        c.proto.has_outgoing() || c.seal.as_ref().is_some_and(|s| s.waits())
     }
 
     /// The socket, to poll. Call [`pump`](TcpConn::pump) last before polling.
@@ -243,22 +272,29 @@ impl Conn {
         false
     }
 
+    fn has_outgoing(&self) -> bool {
+        match &self.seal {
+            None => self.proto.has_outgoing(),
+            Some(s) => self.proto.broken().is_none() && s.has_outgoing(&self.proto),
+        }
+    }
+
     /// Sends until the queue is empty or the kernel takes no more. True if anything was sent.
     fn flush(&mut self) -> bool {
         let mut moved = false;
-        while self.proto.has_outgoing() {
-            let mut iov = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2 * BATCH];
-            let (n, _) = self.proto.outgoing(&mut iov);
-            // SAFETY: an all-zero msghdr is valid.
-            let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
-            msg.msg_iov = iov.as_mut_ptr();
-            msg.msg_iovlen = n as _;
-            // SAFETY: the first `n` entries describe headers and messages of the queue: our own,
-            // or memory that the caller of `send_ref` keeps readable until `idle`.
-            let r =
-                unsafe { libc::sendmsg(self.fd.as_raw_fd(), &msg, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        while self.has_outgoing() {
+            let r = match self.send() {
+                Ok(r) => r,
+                Err(text) => {
+                    self.fail(&text);
+                    return true;
+                }
+            };
             if r >= 0 {
-                self.proto.sent(r as usize);
+                match &mut self.seal {
+                    None => self.proto.sent(r as usize),
+                    Some(s) => s.sent(r as usize),
+                }
                 moved = true;
                 continue;
             }
@@ -269,7 +305,7 @@ impl Conn {
                     // A peer that has finished and left: its last messages may still be here, and
                     // no more will come.
                     while self.read() && self.proto.broken().is_none() {}
-                    self.fail(&reason(e));
+                    self.fail(&self.reason(e));
                     return true;
                 }
             }
@@ -277,34 +313,86 @@ impl Conn {
         moved
     }
 
+    /// One send, without waiting; what the system answers. An error only if encryption fails.
+    #[inline]
+    fn send(&mut self) -> std::result::Result<isize, String> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if let Some(s) = &mut self.seal {
+            let bytes = s.outgoing(&mut self.proto)?;
+            // SAFETY: readable memory of ours.
+            return Ok(unsafe { libc::send(self.fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) });
+        }
+        let mut iov = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2 * BATCH];
+        let (n, _) = self.proto.outgoing(&mut iov);
+        // SAFETY: an all-zero msghdr is valid.
+        let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
+        msg.msg_iov = iov.as_mut_ptr();
+        msg.msg_iovlen = n as _;
+        // SAFETY: the first `n` entries describe headers and messages of the queue: our own,
+        // or memory that the caller of `send_ref` keeps readable until `idle`.
+        Ok(unsafe { libc::sendmsg(self.fd.as_raw_fd(), &msg, flags) })
+    }
+
     /// Reads until the socket is empty, or a large message is complete. True if anything came, the
     /// end included.
     fn read(&mut self) -> bool {
         let mut moved = false;
         while self.proto.broken().is_none() {
-            let [a, b] = self.proto.room();
-            // SAFETY: `room` answers writable memory: our own, or where `land` said.
-            let r = unsafe { receive(self.fd.as_raw_fd(), a, b) };
+            let (r, room) = match &mut self.seal {
+                None => {
+                    let [a, b] = self.proto.room();
+                    // SAFETY: `room` answers writable memory: our own, or where `land` said.
+                    (unsafe { receive(self.fd.as_raw_fd(), a, b) }, a.1 + b.1)
+                }
+                Some(s) => {
+                    let room = s.room();
+                    let a = (room.as_mut_ptr(), room.len());
+                    // SAFETY: our own memory.
+                    (unsafe { receive(self.fd.as_raw_fd(), a, (a.0, 0)) }, a.1)
+                }
+            };
             if r < 0 {
                 match errno() {
                     libc::EAGAIN => break,
                     libc::EINTR => continue,
-                    e => self.fail(&reason(e)),
+                    e => self.fail(&self.reason(e)),
                 }
             } else if r == 0 {
-                self.fail(CLOSED);
+                self.fail(&self.reason(libc::EPIPE));
             } else {
-                // SAFETY: the kernel has just written that many.
-                let large = unsafe { self.proto.filled(r as usize) };
+                let large = match &mut self.seal {
+                    // SAFETY: the kernel has just written that many.
+                    None => unsafe { self.proto.filled(r as usize) },
+                    // SAFETY: as above; `land`'s promise holds until the protocol breaks or forgets it.
+                    Some(s) => match unsafe { s.filled(r as usize, &mut self.proto) } {
+                        Ok(large) => large,
+                        Err(text) => {
+                            self.proto.fail(text);
+                            false
+                        }
+                    },
+                };
                 if self.proto.broken().is_some() {
                     self.hang_up();
-                } else if large || (r as usize) < a.1 + b.1 {
+                } else if large || (r as usize) < room {
                     return true;
                 }
             }
             moved = true;
         }
         moved
+    }
+
+    /// The text for a socket's end.
+    fn reason(&self, errno: c_int) -> String {
+        match errno {
+            libc::ECONNRESET | libc::EPIPE => {
+                self.seal.as_ref().and_then(|s| s.ended()).unwrap_or(CLOSED).to_string()
+            }
+            // From the kernel's own probes.
+            libc::ETIMEDOUT => LOST.to_string(),
+            e => io::Error::from_raw_os_error(e).to_string(),
+        }
     }
 
     fn fail(&mut self, why: &str) {
@@ -340,15 +428,6 @@ unsafe fn receive(fd: RawFd, a: (*mut u8, usize), b: (*mut u8, usize)) -> isize 
 
 fn errno() -> c_int {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
-}
-
-fn reason(errno: c_int) -> String {
-    match errno {
-        libc::ECONNRESET | libc::EPIPE => CLOSED.to_string(),
-        // From the kernel's own probes.
-        libc::ETIMEDOUT => LOST.to_string(),
-        e => io::Error::from_raw_os_error(e).to_string(),
-    }
 }
 
 fn set_option(fd: &OwnedFd, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
@@ -424,7 +503,10 @@ impl Link for TcpLink {
     }
 
     fn idle(&mut self) -> bool {
-        self.shared.conn().proto.idle(self.ix)
+        let c = self.shared.conn();
+        // What is sealed refers to nobody's memory, but it must leave too, or the peer waits for it until
+        // somebody pumps again.
+        c.proto.idle(self.ix) && (c.proto.broken().is_some() || !c.seal.as_ref().is_some_and(|s| s.waits()))
     }
 
     /// What is still to be sent of the caller's memory is copied, and the rest of a message that is landing

@@ -12,6 +12,7 @@ use libc::iovec;
 use super::frame::{HEADER, Header, Kind};
 use super::ids::Ids;
 use super::pool::{Buf, Pool};
+use super::seal::{MIXED, PREFACE};
 use super::{DEPTH, SMALL};
 use crate::transport::{Fault, Recv};
 
@@ -477,6 +478,9 @@ impl Proto {
 
     /// Judges a header and, if a message follows, makes room for it.
     fn header(&mut self, bytes: &[u8; HEADER]) -> Result<(), String> {
+        if bytes.starts_with(PREFACE) {
+            return Err(MIXED.into());
+        }
         let h = Header::decode(bytes)?;
         if h.seq != self.seq_in {
             return Err(format!("frame number {} where {} was due", h.seq, self.seq_in));
