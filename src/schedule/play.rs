@@ -540,15 +540,12 @@ impl Player<'_> {
     }
 
     fn place(&self, rank: usize, region: u32, chunk: u32) -> String {
-        place(rank, region, self.net.base + chunk)
-    }
-}
-
-fn place(rank: usize, region: u32, chunk: u32) -> String {
-    match region {
-        IN => format!("In[{chunk}] of rank {rank}"),
-        OUT => format!("Out[{chunk}] of rank {rank}"),
-        image => format!("Scratch{}[{chunk}] of rank {rank}", image - 2),
+        let chunk = self.net.base + chunk;
+        match region {
+            IN => format!("In[{chunk}] of rank {rank}"),
+            OUT => format!("Out[{chunk}] of rank {rank}"),
+            image => format!("Scratch{}[{chunk}] of rank {rank}", image - 2),
+        }
     }
 }
 

@@ -373,6 +373,42 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_must_not_go_to_what_is_input_only() {
+        // Rank 1 is the root of a reduce, and tells rank 0 the sum, which keeps it in scratch: in place
+        // its input is no output as well.
+        let mut programs = ask(1, &[], &[]);
+        programs[0].lanes[1].args[1] = arg(ArgKind::Scratch, 0, 0);
+        let claims = Claims { ref_safe: true, ..CLAIMS };
+        check(Collective::Reduce, 1, &programs, claims).unwrap();
+        let claims = Claims { reply_safe: true, ..claims };
+        let fault = check(Collective::Reduce, 1, &programs, claims).unwrap_err();
+        assert!(fault.kind == FaultKind::Race && fault.text.contains("input only"), "{fault}");
+        // In an allreduce the same is an output.
+        let programs = ask(1, &[], &[]);
+        check(Collective::AllReduce, 0, &programs, claims).unwrap();
+    }
+
+    #[test]
+    fn in_place_a_kept_block_may_be_read_meanwhile() {
+        let gather = Algorithm::by_name(Collective::AllGather, "direct").unwrap();
+        let mut programs = gather.programs(&Groups::flat(2), 0);
+        let claims = Claims { ref_safe: true, ..CLAIMS };
+        check(Collective::AllGather, 0, &programs, claims).unwrap();
+        // A copy by way of scratch is a write.
+        for program in &mut programs {
+            program.scratch = 1;
+            let lane = &mut program.lanes[0];
+            let (first, next) = (lane.args.len() as u32, lane.ops[1]);
+            let (input, image) = (arg(ArgKind::In, 0, 0), arg(ArgKind::Scratch, 0, 0));
+            lane.args.extend([input, image, image, arg(ArgKind::Out, 0, 0)]);
+            lane.ops[1].arg = first;
+            lane.ops.insert(2, Op { arg: first + 2, ..next });
+        }
+        let fault = check(Collective::AllGather, 0, &programs, claims).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    }
+
+    #[test]
     fn what_makes_no_sense_is_malformed() {
         let mend = |change: &dyn Fn(&mut Program)| {
             let mut programs = ask(1, &[], &[]);
@@ -380,7 +416,7 @@ mod tests {
             check(Collective::AllReduce, 0, &programs, CLAIMS).map_err(|f| f.kind)
         };
         assert!(mend(&|_| {}).is_ok());
-        let malformed: [&dyn Fn(&mut Program); 12] = [
+        let malformed: [&dyn Fn(&mut Program); 15] = [
             &|p| p.lanes[0].ops[0].nsrc = 0,
             &|p| p.lanes[0].ops[0].arg = 77,
             &|p| p.lanes[0].ops[0].len = 2,
@@ -393,11 +429,20 @@ mod tests {
             &|p| p.lanes[0].peers[0] = 2,
             &|p| p.lanes[0].args[1].count = u16::MAX,
             &|p| p.chunks = 2,
+            &|p| p.blocks = 2,
+            &|p| p.lanes[0].args[1].port = 7,
+            &|p| p.lanes[1].args[0].port = 7,
         ];
         for (i, change) in malformed.iter().enumerate() {
             assert_eq!(mend(change), Err(FaultKind::Malformed), "change {i}");
         }
         assert!(check(Collective::AllReduce, 0, &[], CLAIMS).is_err());
+        let programs = ask(0, &[], &[]);
+        let kind = |c, root| check(c, root, &programs, CLAIMS).map_err(|f| f.kind);
+        // Rank 0 gets nothing in a reduce to rank 1; nothing is completed in a scan; a gather has two blocks.
+        for (c, root) in [(Collective::Reduce, 1), (Collective::Scan, 0), (Collective::Gather, 0)] {
+            assert_eq!(kind(c, root), Err(FaultKind::Malformed), "{c:?}");
+        }
     }
 
     #[test]
