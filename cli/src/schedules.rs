@@ -20,8 +20,11 @@ fn names_of(collective: Collective) -> Vec<&'static str> {
 /// The algorithm of this name for a collective, or an error that lists the names.
 pub fn find(collective: Collective, name: &str) -> Result<&'static Algorithm> {
     Algorithm::by_name(collective, name).ok_or_else(|| {
-        Error::argument(format!("{} has no algorithm `{name}`", collective.name()))
-            .hint(format!("use one of: {}", names_of(collective).join(", ")))
+        Error::argument(format!("unknown algorithm `{name}`")).hint(format!(
+            "use one of: {} (for {})",
+            names_of(collective).join(", "),
+            collective.name()
+        ))
     })
 }
 

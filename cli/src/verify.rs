@@ -111,7 +111,7 @@ fn choose(collective: Option<&str>, algo: Option<&str>) -> Result<Vec<&'static A
             let mut names: Vec<&str> = algorithms().iter().map(|a| a.name).collect();
             names.sort_unstable();
             names.dedup();
-            Err(Error::argument(format!("no collective has an algorithm `{name}`"))
+            Err(Error::argument(format!("unknown algorithm `{name}`"))
                 .hint(format!("use one of: {}", names.join(", "))))
         }
         _ => Ok(chosen),
