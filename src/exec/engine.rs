@@ -1,6 +1,7 @@
 //! The engine: walks a bound program.
 
-use super::bind::{BoundArg, BoundLane, BoundOp, Form};
+use super::bind::{BoundArg, BoundLane, BoundOp, Form, Lend};
+use super::tiling::Place;
 use super::{Bound, Tiling};
 use crate::Result;
 use crate::reduce::{self, Kernel};
@@ -14,12 +15,13 @@ pub struct Launch<'a> {
     pub kernel: Kernel,
     /// Bytes of an element.
     pub esize: usize,
-    /// The caller's buffers; equal when in place.
+    /// Where the caller's buffers begin. Only the blocks that are in them are touched: a buffer without
+    /// blocks may be any pointer. In place, a block that is in both lies at the same address.
     pub input: *const u8,
     pub output: *mut u8,
     /// Scratch images, one after the other, per way; null if the program has none.
     pub scratch: *mut u8,
-    /// Distance of scratch images, and of the ways' sets of them.
+    /// Distance of scratch images ([`Tiling::scratch_bytes`] or more), and of the ways' sets of them.
     pub scratch_stride: [usize; 2],
     /// Divide complete values by this many ranks (averages), if more than 1.
     pub divide: u32,
@@ -57,9 +59,27 @@ pub struct Blocked {
 /// What happens between two passes in which no lane advanced.
 pub trait Idle {
     /// Called again and again while nothing moves. An error ends the launch.
-    fn idle(&mut self, links: &mut [AnyLink], blocked: &[Blocked]) -> Result<()>;
+    fn idle(&mut self, links: &mut [AnyLink], blocked: &[Blocked]) -> Result<Pause>;
     /// Something moved: the next wait starts afresh.
     fn moved(&mut self);
+}
+
+/// Answer of [`Idle::idle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// Pass again.
+    Again,
+    /// Wait here no longer, but keep the launch: somebody else goes on with [`Engine::pass`].
+    Leave,
+}
+
+/// Answer of [`Engine::run`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// As [`Progress::Done`].
+    Done,
+    /// It was left on [`Pause::Leave`], and goes on where it stands with [`Engine::pass`].
+    Left,
 }
 
 /// Answer of [`Engine::pass`].
@@ -79,9 +99,32 @@ struct Cursor {
     way: u32,
     tile: u32,
     op: u32,
-    /// Byte offset of the tile, and its table.
-    base: usize,
-    table: usize,
+    /// The block of the op, and its place in the tile.
+    block: u32,
+    place: Place,
+}
+
+impl Cursor {
+    /// Moves on, from the op at hand (included), to the next one whose block has this tile. False if
+    /// there is none in this way.
+    fn settle(&mut self, l: &Launch) -> bool {
+        let ops = &l.bound.lanes[self.lane as usize].ops;
+        loop {
+            while let Some(op) = ops.get(self.op as usize) {
+                if self.tile < l.tiling.tiles_of(op.block) {
+                    self.block = op.block;
+                    self.place = l.tiling.place(op.block, self.tile);
+                    return true;
+                }
+                self.op += 1;
+            }
+            self.op = 0;
+            self.tile += l.bound.ways;
+            if self.tile >= l.tiling.tiles() {
+                return false;
+            }
+        }
+    }
 }
 
 /// The state of one launch, and working memory that is kept between launches so that a call
@@ -97,7 +140,7 @@ struct Cursor {
 ///
 /// [`Engine::run`] goes all the way; whoever drives several launches in one thread calls
 /// [`Engine::start`] and then [`Engine::pass`] until it is `Done`. A launch is given up by not
-/// passing any more; `start` forgets it.
+/// passing any more; `start` forgets it. Threads may take turns with an engine.
 #[derive(Default)]
 pub struct Engine {
     /// Lanes that have not ended, one entry for each way; none when not running.
@@ -127,31 +170,35 @@ enum Step {
 }
 
 impl Engine {
-    /// Runs the launch to its end: this rank's output is complete and its buffers are free.
+    /// Runs the launch to its end: this rank's output is complete and its buffers are free. Or until
+    /// `idle` leaves it.
     ///
     /// # Safety
-    /// The launch's buffers are valid for the tiling's bytes, scratch for its strides, and nobody else
-    /// uses them; `links` holds the links that the program was bound to.
-    pub unsafe fn run(&mut self, l: &Launch, links: &mut [AnyLink], idle: &mut impl Idle) -> Result<()> {
+    /// The launch's buffers are valid for the bytes of the tiling's blocks that are in them, scratch for
+    /// its strides, and nobody else uses them; the tiling is that of the bound program's blocks and
+    /// chunks; `links` holds the links that the program was bound to. All this until the launch is over
+    /// or given up.
+    pub unsafe fn run(&mut self, l: &Launch, links: &mut [AnyLink], idle: &mut impl Idle) -> Result<Ran> {
         if let [lane] = &l.bound.lanes[..]
-            && l.tiling.tiles() == 1
+            && let Some(places) = l.tiling.single()
         {
             // A small call: one straight line, without the bookkeeping of many. Where it stands still for
             // long, the passes below go on from there.
-            let mut c = Cursor { lane: 0, way: 0, tile: 0, op: 0, base: 0, table: 0 };
             self.reserve(l);
             self.cursors.clear();
-            let mut tries = l.spin;
-            while let Some(op) = lane.ops.get(c.op as usize) {
+            let (mut at, mut tries) = (0, l.spin);
+            while let Some(op) = lane.ops.get(at) {
+                let place = &places[op.block as usize];
                 // SAFETY: the caller's promise.
-                match unsafe { self.operands.step(l, links, lane, op, &c) } {
-                    Step::Fired => c.op += 1,
+                match unsafe { self.operands.step(l, links, lane, op, 0, place) } {
+                    Step::Fired => at += 1,
                     Step::Wait(_) if tries > 0 => {
                         tries -= 1;
                         std::hint::spin_loop();
                     }
                     _ => {
-                        self.cursors.push(c);
+                        let (op, block, place) = (at as u32, op.block, *place);
+                        self.cursors.push(Cursor { lane: 0, way: 0, tile: 0, op, block, place });
                         break;
                     }
                 }
@@ -163,9 +210,13 @@ impl Engine {
         loop {
             // SAFETY: the caller's promise.
             match unsafe { self.pass(l, links) } {
-                Progress::Done => return Ok(()),
+                Progress::Done => return Ok(Ran::Done),
                 Progress::Moved => idle.moved(),
-                Progress::Stuck => idle.idle(links, &self.blocked)?,
+                Progress::Stuck => {
+                    if idle.idle(links, &self.blocked)? == Pause::Leave {
+                        return Ok(Ran::Left);
+                    }
+                }
             }
         }
     }
@@ -176,12 +227,14 @@ impl Engine {
         self.cursors.clear();
         (self.closing, self.closed) = (false, 0);
         self.reserve(l);
-        let tiles = l.tiling.tiles();
-        for way in 0..l.bound.ways.min(tiles) {
-            let (base, table) = l.tiling.tile(way);
+        for tile in 0..l.bound.ways.min(l.tiling.tiles()) {
             for (lane, b) in l.bound.lanes.iter().enumerate() {
-                if !b.ops.is_empty() {
-                    self.cursors.push(Cursor { lane: lane as u32, way, tile: way, op: 0, base, table });
+                let Some(first) = b.ops.first() else { continue };
+                let (lane, block) = (lane as u32, first.block);
+                let place = l.tiling.place(block, tile);
+                let mut c = Cursor { lane, way: tile, tile, op: 0, block, place };
+                if c.settle(l) {
+                    self.cursors.push(c);
                 }
             }
         }
@@ -189,6 +242,11 @@ impl Engine {
 
     #[inline]
     fn reserve(&mut self, l: &Launch) {
+        debug_assert_eq!(
+            (l.tiling.blocks(), l.tiling.chunks()),
+            (l.bound.blocks().len(), l.bound.chunks),
+            "the tiling of another program"
+        );
         let o = &mut self.operands;
         if o.srcs.len() < l.bound.operands {
             o.srcs.resize(l.bound.operands, std::ptr::null());
@@ -208,7 +266,6 @@ impl Engine {
     /// are the same in all passes of a launch.
     #[inline]
     pub unsafe fn pass(&mut self, l: &Launch, links: &mut [AnyLink]) -> Progress {
-        let tiles = l.tiling.tiles();
         let mut moved = false;
         self.blocked.clear();
         let mut i = 0;
@@ -221,20 +278,16 @@ impl Engine {
             let done = loop {
                 let op = &lane.ops[c.op as usize];
                 // SAFETY: the caller's promise.
-                let step = unsafe { self.operands.step(l, links, lane, op, c) };
+                let step = unsafe { self.operands.step(l, links, lane, op, c.way, &c.place) };
                 let (link, fault) = match step {
                     Step::Fired => {
                         moved = true;
                         c.op += 1;
-                        if c.op as usize == lane.ops.len() {
-                            c.op = 0;
-                            c.tile += l.bound.ways;
-                            if c.tile >= tiles {
-                                break true;
-                            }
-                            (c.base, c.table) = l.tiling.tile(c.tile);
+                        let same = lane.ops.get(c.op as usize).is_some_and(|op| op.block == c.block);
+                        if same || c.settle(l) {
+                            continue;
                         }
-                        continue;
+                        break true;
                     }
                     Step::Wait(_) if tries > 0 => {
                         tries -= 1;
@@ -303,17 +356,25 @@ impl Operands {
         links: &mut [AnyLink],
         lane: &BoundLane,
         op: &BoundOp,
-        c: &Cursor,
+        way: u32,
+        place: &Place,
     ) -> Step {
-        let table = l.tiling.table(c.table);
         let args = &lane.args[op.arg as usize..];
-        let span =
-            |at: u32| (c.base + table[at as usize], table[(at + op.len) as usize] - table[at as usize]);
+        let (from, len) = l.tiling.span(place, op.at, op.len);
+        let local = |a: &BoundArg| match a.kind {
+            ArgKind::In => l.input.wrapping_add(place.input.wrapping_add(from)) as *mut u8,
+            ArgKind::Out => l.output.wrapping_add(place.output.wrapping_add(from)),
+            _ => {
+                let [image, set] = l.scratch_stride;
+                l.scratch.wrapping_add(a.link as usize * image + way as usize * set + place.scratch + from)
+            }
+        };
+        // What is kept in scratch is read again soon.
+        let stream = l.stream && op.lend == Lend::Dst;
         match op.form {
             Form::Send => {
                 let (src, dst) = (&args[0], &args[1]);
-                let (p, len) = local(l, c, op, src, &span);
-                let n = dst.link + c.way;
+                let (p, n) = (local(src).cast_const(), dst.link + way);
                 let link = &mut links[n as usize];
                 if l.by_ref(link, p, len) {
                     if !link.room() {
@@ -331,14 +392,13 @@ impl Operands {
             }
             Form::Store => {
                 let (src, dst) = (&args[0], &args[1]);
-                let (to, len) = local(l, c, op, dst, &span);
-                let n = src.link + c.way;
+                let (to, n) = (local(dst), src.link + way);
                 let link = &mut links[n as usize];
                 match link.recv(len, l.fp) {
                     Recv::Ready(p) => {
                         if !std::ptr::eq(p, to) {
                             // SAFETY: both are `len` bytes long; a message never overlaps the output partially.
-                            unsafe { reduce::copy(to, p, len, l.stream) };
+                            unsafe { reduce::copy(to, p, len, stream) };
                         }
                         link.release();
                         Step::Fired
@@ -354,101 +414,110 @@ impl Operands {
             }
             Form::Fold => {
                 let (a, b) = (&args[0], &args[1]);
-                let (to, len) = local(l, c, op, &args[2], &span);
-                let n = if a.kind == ArgKind::Recv { a.link } else { b.link } + c.way;
+                let to = local(&args[2]);
+                let n = if a.kind == ArgKind::Recv { a.link } else { b.link } + way;
                 let link = &mut links[n as usize];
                 let message = match link.recv(len, l.fp) {
                     Recv::Ready(p) => p.cast_const(),
                     Recv::Pending => return Step::Wait(n),
                     Recv::Fault => return Step::Fault(n),
                 };
-                let source = |a: &BoundArg| {
-                    if a.kind == ArgKind::Recv { message } else { local(l, c, op, a, &span).0.cast_const() }
-                };
+                let source =
+                    |a: &BoundArg| if a.kind == ArgKind::Recv { message } else { local(a).cast_const() };
                 let srcs = [source(a), source(b)];
                 let ranks = if op.complete { l.divide } else { 1 };
                 // SAFETY: all are `len` bytes long; a message never overlaps the output partially.
-                unsafe { (l.kernel)(&to, 1, srcs.as_ptr(), 2, len / l.esize, ranks, l.stream) };
+                unsafe { (l.kernel)(&to, 1, srcs.as_ptr(), 2, len / l.esize, ranks, stream) };
                 link.release();
                 Step::Fired
             }
             // SAFETY: the caller's promise.
-            Form::General => unsafe { self.general(l, links, args, op, c, &span) },
+            Form::General => unsafe { self.general(l, links, args, op, way, len, &local, stream) },
         }
     }
 
+    /// Any op.
+    ///
     /// # Safety
     /// As for `run`.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn general(
         &mut self,
         l: &Launch,
         links: &mut [AnyLink],
         args: &[BoundArg],
         op: &BoundOp,
-        c: &Cursor,
-        span: &impl Fn(u32) -> (usize, usize),
+        way: u32,
+        len: usize,
+        local: &impl Fn(&BoundArg) -> *mut u8,
+        stream: bool,
     ) -> Step {
         let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
         let (srcs, rest) = args.split_at(nsrc);
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
-        let len = span(op.at).1;
         for (i, a) in srcs.iter().enumerate() {
             self.srcs[i] = if a.kind == ArgKind::Recv {
-                let n = a.link + c.way;
+                let n = a.link + way;
                 match links[n as usize].recv(len, l.fp) {
                     Recv::Ready(p) => p,
                     Recv::Pending => return Step::Wait(n),
                     Recv::Fault => return Step::Fault(n),
                 }
             } else {
-                local(l, c, op, a, span).0
+                local(a)
             };
         }
         for (i, a) in locals.iter().enumerate() {
-            self.dsts[i] = local(l, c, op, a, span).0;
+            self.dsts[i] = local(a);
         }
+        // A local span that is itself the message.
+        let lent = match op.lend {
+            Lend::No => None,
+            Lend::Src => Some(self.srcs[0]),
+            Lend::Dst => Some(self.dsts[0].cast_const()),
+        };
+        let lent = |link: &AnyLink, a: &BoundArg| {
+            lent.filter(|&p| !(a.reply && link.replies_in_place()) && l.by_ref(link, p, len))
+        };
         let mut ndst = nlocal;
         for a in sends {
-            let n = a.link + c.way;
+            let n = a.link + way;
             let link = &mut links[n as usize];
-            let slot = if a.reply && link.replies_in_place() {
-                link.send_reply_slot(len)
-            } else if nlocal > 0 && l.by_ref(link, self.dsts[0], len) {
-                // The output span itself is the message.
+            if lent(link, a).is_some() {
                 if !link.room() {
                     return wait(link, n);
                 }
                 continue;
-            } else {
-                link.send_slot(len)
-            };
+            }
+            let slot = if a.reply { link.send_reply_slot(len) } else { link.send_slot(len) };
             let Some(slot) = slot else { return wait(link, n) };
             self.dsts[ndst] = slot;
             ndst += 1;
         }
-        // SAFETY: all operands are `len` bytes long; slots and spans are the same or apart.
-        unsafe {
-            (l.kernel)(
-                self.dsts.as_ptr(),
-                ndst,
-                self.srcs.as_ptr(),
-                nsrc,
-                len / l.esize,
-                if op.complete { l.divide } else { 1 },
-                l.stream && nlocal > 0,
-            )
-        };
+        if ndst > 0 {
+            // SAFETY: all operands are `len` bytes long; slots and spans are the same or apart.
+            unsafe {
+                (l.kernel)(
+                    self.dsts.as_ptr(),
+                    ndst,
+                    self.srcs.as_ptr(),
+                    nsrc,
+                    len / l.esize,
+                    if op.complete { l.divide } else { 1 },
+                    stream,
+                )
+            };
+        }
         // Released first, so that the messages sent now acknowledge them.
         for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
-            links[(a.link + c.way) as usize].release();
+            links[(a.link + way) as usize].release();
         }
         for a in sends {
-            let link = &mut links[(a.link + c.way) as usize];
-            if !(a.reply && link.replies_in_place()) && nlocal > 0 && l.by_ref(link, self.dsts[0], len) {
+            let link = &mut links[(a.link + way) as usize];
+            match lent(link, a) {
                 // SAFETY: as in `step`.
-                unsafe { link.send_ref(self.dsts[0], len, l.fp) };
-            } else {
-                link.commit(len, l.fp);
+                Some(p) => unsafe { link.send_ref(p, len, l.fp) },
+                None => link.commit(len, l.fp),
             }
         }
         Step::Fired
@@ -461,23 +530,8 @@ fn wait(link: &AnyLink, n: u32) -> Step {
     if link.fault().is_some() { Step::Fault(n) } else { Step::Wait(n) }
 }
 
-/// Address and length of a local operand.
-#[inline]
-fn local(
-    l: &Launch,
-    c: &Cursor,
-    op: &BoundOp,
-    a: &BoundArg,
-    span: &impl Fn(u32) -> (usize, usize),
-) -> (*mut u8, usize) {
-    let (offset, len) = span(op.at);
-    let p = match a.kind {
-        ArgKind::In => l.input.wrapping_add(offset) as *mut u8,
-        ArgKind::Out => l.output.wrapping_add(offset),
-        _ => {
-            let [image, way] = l.scratch_stride;
-            l.scratch.wrapping_add(a.link as usize * image + c.way as usize * way + offset - c.base)
-        }
-    };
-    (p, len)
-}
+/// Threads take turns with an engine.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    send::<Engine>();
+};

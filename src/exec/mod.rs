@@ -2,12 +2,15 @@
 //!
 //! A program is bound once to links and to a shape ([`Bound`], [`Tiling`]); a call then only walks
 //! it. The [`Engine`] never blocks by itself: a lane advances or says what it waits for, and
-//! between two fruitless passes the caller's [`Idle`] decides whether to spin, yield, park or fail.
+//! between two fruitless passes the caller's [`Idle`] decides whether to spin, yield, park, fail or
+//! leave the rest for later.
 
 mod bind;
-#[cfg(test)]
-mod bind_tests;
 mod engine;
+mod tiling;
+#[cfg(test)]
+mod tiling_tests;
 
-pub use bind::{Bound, Tiling};
-pub use engine::{Blocked, Engine, Idle, Launch, Progress};
+pub use bind::Bound;
+pub use engine::{Blocked, Engine, Idle, Launch, Pause, Progress, Ran};
+pub use tiling::{BlockSpan, Tiling};

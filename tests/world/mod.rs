@@ -1,9 +1,8 @@
 //! Drives one engine per rank over a virtual-time world, and checks every byte.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU32;
 
-use graccl::exec::{Bound, Engine, Launch, Progress, Tiling};
+use graccl::exec::{BlockSpan, Bound, Engine, Launch, Progress, Tiling};
 use graccl::memory::{self, Block, PeerArena, arena};
 use graccl::reduce;
 use graccl::schedule::{Algorithm, Groups, Program, describe};
@@ -125,7 +124,7 @@ impl std::ops::DerefMut for Memory {
 #[derive(Default)]
 struct Shm(HashMap<(u32, u32, u8, u32), Block>);
 
-static AWAKE: Doorbell = Doorbell { word: AtomicU32::new(0) };
+static AWAKE: Doorbell = Doorbell::new();
 
 impl Shm {
     fn link(&mut self, me: u32, peer: u32, port: u8, way: u32) -> AnyLink {
@@ -254,7 +253,8 @@ impl Rank {
             let program = call.algorithm.program(me, &case.groups, 0);
             let ways = call.ways.min(call.tiles);
             let bound = Bound::new(&program, ways, &mut |peer, port| Ok(number(peer, port))).expect("bound");
-            let tiling = Tiling::new(call.count, call.dtype.size(), call.tiles, program.chunks);
+            let span = BlockSpan { count: call.count, tiles: call.tiles, input: 0, output: 0 };
+            let tiling = Tiling::new(&vec![span; bound.blocks().len()], call.dtype.size(), program.chunks);
             let given: Vec<u8> = (0..call.count)
                 .flat_map(|e| {
                     let x = element(&call, case.seed + i as u64, n, me, e);
