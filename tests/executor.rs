@@ -166,7 +166,9 @@ fn declared_depth_is_enough_and_needed() {
                 must_finish(&case);
                 if algorithm.min_depth > 1 {
                     case.options.depth -= 1;
-                    let said = live_at(&algorithm.programs(&case.groups, 0), case.options.depth).is_err();
+                    let said =
+                        live_at(AllReduce, 0, &algorithm.programs(&case.groups, 0), case.options.depth)
+                            .is_err();
                     let out = run(&case);
                     let found = out.ends.iter().any(|e| matches!(e, End::Deadlock(_)));
                     assert_eq!(said, found, "{:?}\n{case:#?}", out.ends);

@@ -136,7 +136,7 @@ impl Algorithm {
 
 impl std::fmt::Debug for Algorithm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
+        write!(f, "{} {}", self.collective.name(), self.name)
     }
 }
 

@@ -3,6 +3,10 @@
 //! Lanes are in order and every channel has one writer and one reader, so there is no choice: any
 //! order of playing gives the same values and the same deadlocks, and one order is enough.
 //!
+//! Waiting is played with all blocks, values with one block at a time ([`Net::blocks`]): an op has one
+//! block, so its values are the same, and fewer accesses are ordered. What is right for every block alone
+//! is right for any number of them together.
+//!
 //! A chunk's value is an order-free sum of random leaf values (the multiset of its contributions) and
 //! an ordered hash of the tree in which they were folded. Races are found with vector clocks, one per
 //! lane: every chunk of memory knows its last write and the reads since.
@@ -10,7 +14,6 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::collective::Collective;
 use super::net::{Channel, IN, Net, NetOp, OUT, Operand};
 use super::verify::{Fault, FaultKind};
 
@@ -28,13 +31,9 @@ pub struct Game {
     pub by_ref: bool,
     /// Replies go back into the memory or the slot of the message that they answer.
     pub reply: bool,
-    /// What the schedule is for.
-    pub collective: Collective,
-    pub root: usize,
-    /// Folds take their sources as balanced adjacent pairs, instead of from left to right.
+    /// Ops fold their sources in adjacent pairs instead of from left to right, and all results must be
+    /// folded like this from all contributions in rank order.
     pub pairs: bool,
-    /// Skips the ops of about half of the blocks, chosen by this number.
-    pub skip: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,26 +99,17 @@ struct Player<'a> {
     channels: Vec<ChannelState>,
     cells: Vec<Cell>,
     /// Sum of all ranks' leaves, per tile and chunk.
-    expected: Vec<u64>,
+    whole: Vec<u64>,
     ready: Vec<u32>,
     queued: Vec<bool>,
     /// The values of the op at hand.
     values: Vec<Value>,
+    /// With [`Game::pairs`], the trees of its sources: all of the first chunk, then of the next one.
+    trees: Vec<Vec<u64>>,
 }
 
 /// Plays to the end, or says what is wrong.
 pub fn play(net: &Net, game: Game) -> Result<(), Fault> {
-    run(net, game)?.end()
-}
-
-/// Plays to the end, and says whether every result was folded as adjacent pairs of ranks.
-pub fn folds_pairs(net: &Net, game: Game) -> Result<bool, Fault> {
-    let p = run(net, game)?;
-    p.end()?;
-    Ok(p.in_pairs())
-}
-
-fn run<'a>(net: &'a Net, game: Game) -> Result<Player<'a>, Fault> {
     let lanes = net.lanes.len();
     let mut p = Player {
         net,
@@ -128,10 +118,11 @@ fn run<'a>(net: &'a Net, game: Game) -> Result<Player<'a>, Fault> {
         clocks: if game.values { vec![0; lanes * lanes] } else { Vec::new() },
         channels: (0..net.channels.len()).map(|_| ChannelState::default()).collect(),
         cells: Vec::new(),
-        expected: Vec::new(),
+        whole: Vec::new(),
         ready: (0..lanes as u32).rev().collect(),
         queued: vec![true; lanes],
         values: Vec::new(),
+        trees: Vec::new(),
     };
     if game.values {
         p.lay_out();
@@ -143,34 +134,10 @@ fn run<'a>(net: &'a Net, game: Game) -> Result<Player<'a>, Fault> {
     if let Some(stuck) = (0..lanes).find(|&l| p.position(l).is_some()) {
         return Err(p.deadlock(stuck));
     }
-    Ok(p)
+    if game.values { p.results() } else { Ok(()) }
 }
 
 impl Player<'_> {
-    fn end(&self) -> Result<(), Fault> {
-        if self.game.values { self.results() } else { Ok(()) }
-    }
-
-    fn block(&self, chunk: u32) -> usize {
-        (chunk / self.net.programs[0].chunks.max(1)) as usize
-    }
-
-    /// The rank's send buffer has this chunk.
-    fn has_in(&self, rank: usize, chunk: u32) -> bool {
-        let (n, g) = (self.net.programs.len(), &self.game);
-        g.collective.sent(n, g.root, rank, self.block(chunk)).is_some()
-    }
-
-    /// The rank's receive buffer has this chunk.
-    fn has_out(&self, rank: usize, chunk: u32) -> bool {
-        let (n, g) = (self.net.programs.len(), &self.game);
-        g.collective.received(n, g.root, rank, self.block(chunk)).is_some()
-    }
-
-    fn skipped(&self, chunk: u32) -> bool {
-        self.game.skip.is_some_and(|seed| mix(seed ^ mix(self.block(chunk) as u64)) & 1 == 1)
-    }
-
     /// (tile, op) that a lane stands at; `None` when it is through.
     fn position(&self, lane: usize) -> Option<(u32, usize)> {
         let ops = self.net.lanes[lane].ops.len() as u32;
@@ -180,18 +147,18 @@ impl Player<'_> {
 
     fn lay_out(&mut self) {
         let (n, k) = (self.net.programs.len(), self.net.chunks);
-        self.expected = vec![0; (self.game.tiles * k) as usize];
+        self.whole = vec![0; (self.game.tiles * k) as usize];
         for rank in 0..n {
             for region in 0..2 + self.net.scratch {
                 for tile in 0..self.tiles_of(region) {
                     for chunk in 0..k {
                         let mut value = Value { sum: 0, tree: 0, state: State::Undefined };
-                        if region == IN && self.has_in(rank, chunk) {
-                            let leaf = leaf(rank, tile, chunk);
-                            let moved = !self.game.collective.reduces();
-                            let state = if moved { State::Complete } else { State::Partial };
+                        if region == IN && self.gives(rank) {
+                            let leaf = leaf(rank, tile, self.net.base + chunk);
+                            let moves = !self.net.collective.reduces();
+                            let state = if moves { State::Complete } else { State::Partial };
                             value = Value { sum: leaf, tree: mix(leaf), state };
-                            let sum = &mut self.expected[(tile * k + chunk) as usize];
+                            let sum = &mut self.whole[(tile * k + chunk) as usize];
                             *sum = sum.wrapping_add(leaf);
                         }
                         self.cells.push(Cell { value, written: (0, 0), reads: Vec::new() });
@@ -201,16 +168,27 @@ impl Player<'_> {
         }
     }
 
+    /// The rank has the block before / after.
+    fn gives(&self, rank: usize) -> bool {
+        let Net { collective, root, base, chunks, .. } = *self.net;
+        collective.sent(self.net.programs.len(), root, rank, (base / chunks) as usize).is_some()
+    }
+    fn gets(&self, rank: usize) -> bool {
+        let Net { collective, root, base, chunks, .. } = *self.net;
+        collective.received(self.net.programs.len(), root, rank, (base / chunks) as usize).is_some()
+    }
+
     /// Tiles have an input and an output each, and share the scratch images.
     fn tiles_of(&self, region: u32) -> u32 {
         if region <= OUT { self.game.tiles } else { 1 }
     }
 
+    /// `chunk` counts from the start of the block.
     fn cell(&self, rank: usize, region: u32, tile: u32, chunk: u32) -> usize {
         let (k, tiles) = (self.net.chunks, self.game.tiles);
         let in_rank = match region {
             IN => tile * k,
-            OUT if self.game.in_place && self.has_in(rank, chunk) && self.has_out(rank, chunk) => tile * k,
+            OUT if self.game.in_place => tile * k,
             OUT => (tiles + tile) * k,
             image => (2 * tiles + image - 2) * k,
         };
@@ -243,13 +221,6 @@ impl Player<'_> {
         let net = self.net;
         let l = &net.lanes[lane];
         let op = l.ops[index];
-        if self.skipped(op.at) {
-            self.done[lane] += 1;
-            if self.game.values {
-                self.tick(lane, &[]);
-            }
-            return Ok(true);
-        }
         if self.blocked(lane, &op).is_some() {
             return Ok(false);
         }
@@ -264,19 +235,13 @@ impl Player<'_> {
         if self.game.values {
             self.tick(lane, &received);
             self.compute(lane, index, tile, &received)?;
+            // In place, a copy from input to output is nothing.
+            let same = self.game.in_place && !op.complete && matches!(l.srcs(&op), [Operand::Local(IN)]);
             for dst in l.dsts(&op) {
-                if let Operand::Local(region) = *dst {
-                    if let [Operand::Local(from)] = l.srcs(&op)[..]
-                        && self.cell(l.rank, from, tile, op.at) == self.cell(l.rank, region, tile, op.at)
-                    {
-                        // A copy onto itself, in place: nobody touches the memory.
-                        for k in 0..op.len {
-                            let ix = self.cell(l.rank, region, tile, op.at + k);
-                            self.cells[ix].value = self.values[k as usize];
-                        }
-                        continue;
-                    }
-                    self.write((lane, index), l.rank, region, tile)?;
+                match *dst {
+                    Operand::Local(OUT) if same => {}
+                    Operand::Local(region) => self.write((lane, index), l.rank, region, tile)?,
+                    Operand::Message { .. } => {}
                 }
             }
         }
@@ -336,47 +301,50 @@ impl Player<'_> {
         let op = l.ops[index];
         let mut values = std::mem::take(&mut self.values);
         values.clear();
-        let mut column: Vec<Value> = Vec::with_capacity(l.srcs(&op).len());
-        for k in 0..op.len {
-            column.clear();
-            for (src, message) in l.srcs(&op).iter().zip(received) {
-                column.push(match (src, message.as_ref().map(|m| (&m.body, m.tile))) {
+        self.trees.clear();
+        for (i, (src, message)) in l.srcs(&op).iter().zip(received).enumerate() {
+            for k in 0..op.len {
+                let chunk = op.at - net.base + k;
+                let value = match (src, message.as_ref().map(|m| (&m.body, m.tile))) {
                     (_, Some((Body::Copy(copy), _))) => copy[k as usize],
                     (_, Some((Body::Ref { rank, region }, tile))) => {
-                        self.read((lane, index), *rank as usize, *region, tile, op.at + k)?
+                        self.read((lane, index), *rank as usize, *region, tile, chunk)?
                     }
-                    (Operand::Local(region), _) => {
-                        self.read((lane, index), l.rank, *region, tile, op.at + k)?
-                    }
+                    (Operand::Local(region), _) => self.read((lane, index), l.rank, *region, tile, chunk)?,
                     (Operand::Message { .. }, _) => unreachable!("a receive fires with its message"),
-                });
-            }
-            if column.len() > 1 && column.iter().any(|v| v.state == State::Complete) {
-                let what = format!("folds chunk {} although it is complete already", op.at + k);
-                return Err(self.fault(FaultKind::Complete, (lane, index), what));
-            }
-            values.push(if self.game.pairs {
-                fold_pairs(&mut column)
-            } else {
-                column.iter().skip(1).fold(column[0], |acc, v| fold(acc, *v))
-            });
-        }
-        for (k, value) in values.iter_mut().enumerate() {
-            let chunk = op.at + k as u32;
-            let whole = value.sum == self.expected[(tile * net.chunks + chunk) as usize];
-            let completes = self.game.collective.completes();
-            let what = match (op.complete, value.state == State::Complete, whole) {
-                (true, ..) if !completes => {
-                    "is marked complete, but not of a collective that completes: chunk"
+                };
+                if self.game.pairs {
+                    self.trees.resize_with(op.len as usize, Vec::new);
+                    self.trees[k as usize].push(value.tree);
                 }
-                (_, _, true) | (_, true, _) if !completes => "",
+                if i == 0 {
+                    values.push(value);
+                } else {
+                    let acc = &mut values[k as usize];
+                    if acc.state == State::Complete || value.state == State::Complete {
+                        let what = format!("folds chunk {} although it is complete already", op.at + k);
+                        return Err(self.fault(FaultKind::Complete, (lane, index), what));
+                    }
+                    acc.sum = acc.sum.wrapping_add(value.sum);
+                    acc.tree = join(acc.tree, value.tree);
+                }
+            }
+        }
+        for (value, trees) in values.iter_mut().zip(&mut self.trees) {
+            value.tree = pairs(trees);
+        }
+        let first = tile * net.chunks + op.at - net.base;
+        for (k, value) in values.iter_mut().enumerate().filter(|_| net.collective.completes()) {
+            let whole = value.sum == self.whole[first as usize + k];
+            let what = match (op.complete, value.state == State::Complete, whole) {
                 (true, true, _) => "is marked complete, but copies a complete value: chunk",
                 (true, false, false) => "is marked complete, but lacks or repeats a contribution: chunk",
                 (false, false, true) => "completes a value and is not marked so: chunk",
                 _ => "",
             };
             if !what.is_empty() {
-                return Err(self.fault(FaultKind::Complete, (lane, index), format!("{what} {chunk}")));
+                let what = format!("{what} {}", op.at as usize + k);
+                return Err(self.fault(FaultKind::Complete, (lane, index), what));
             }
             if op.complete {
                 value.state = State::Complete;
@@ -408,7 +376,7 @@ impl Player<'_> {
             }
             return Ok(cell.value);
         }
-        let place = place(rank, region, chunk);
+        let place = self.place(rank, region, chunk);
         if !ordered {
             let other = self.op_of((writer, when));
             let what = format!("reads {place} unordered with {other}, which writes it");
@@ -420,12 +388,7 @@ impl Player<'_> {
     /// Writes `self.values` from the op's first chunk.
     fn write(&mut self, me: (usize, usize), rank: usize, region: u32, tile: u32) -> Result<(), Fault> {
         let lanes = self.net.lanes.len();
-        let at = self.net.lanes[me.0].ops[me.1].at;
-        // A reply that goes back into an input is a result only where the input is the output, too.
-        if region <= OUT && !self.has_out(rank, at) {
-            let what = format!("writes {}, which is no part of its result", place(rank, region, at));
-            return Err(self.fault(FaultKind::Value, me, what));
-        }
+        let at = self.net.lanes[me.0].ops[me.1].at - self.net.base;
         for k in 0..self.values.len() {
             let ix = self.cell(rank, region, tile, at + k as u32);
             let clock = &self.clocks[me.0 * lanes..][..lanes];
@@ -434,7 +397,7 @@ impl Player<'_> {
             let conflict = cell.reads.iter().chain([&cell.written]).find(late).copied();
             if let Some(other) = conflict {
                 let verb = if other == cell.written { "writes" } else { "reads" };
-                let (place, other) = (place(rank, region, at + k as u32), self.op_of(other));
+                let (place, other) = (self.place(rank, region, at + k as u32), self.op_of(other));
                 let what = format!("writes {place} unordered with {other}, which {verb} it");
                 return Err(self.fault(FaultKind::Race, me, what));
             }
@@ -466,9 +429,16 @@ impl Player<'_> {
             if self.game.values {
                 clock.get_or_insert_with(|| Rc::from(&self.clocks[me.0 * lanes..][..lanes]));
                 let back = match answered.map(|(_, m)| &m.body) {
-                    Some(&Body::Ref { rank, region }) if self.game.in_place || region != IN => {
-                        Some((rank, region))
+                    // In place this is the output as well, or must not be written.
+                    Some(&Body::Ref { rank, region: IN }) if self.game.in_place => {
+                        if !self.gets(rank as usize) {
+                            let place = self.place(rank as usize, IN, op.at - net.base);
+                            let what = format!("may write its reply to {place}, which is input only");
+                            return Err(self.fault(FaultKind::Race, me, what));
+                        }
+                        Some((rank, IN))
                     }
+                    Some(&Body::Ref { rank, region }) if region != IN => Some((rank, region)),
                     _ => None,
                 };
                 body = if let Some((rank, region)) = back {
@@ -490,52 +460,46 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Every output chunk holds what it should, and was folded in the same tree on all ranks that get it.
+    /// Every rank that gets the block has the fold of what it should, in the same tree as the others.
     fn results(&self) -> Result<(), Fault> {
-        let (n, collective) = (self.net.programs.len(), self.game.collective);
-        let prefixes = collective.reduces() && !collective.completes();
-        for tile in 0..self.game.tiles {
-            for chunk in (0..self.net.chunks).filter(|&c| !self.skipped(c)) {
-                let mut first: Option<usize> = None;
-                for rank in (0..n).filter(|&r| self.has_out(r, chunk)) {
-                    let value = self.result(rank, tile, chunk);
-                    if value.state == State::Undefined || (!prefixes && value.state != State::Complete) {
-                        let what = format!("never gets the result of chunk {chunk}");
-                        return Err(Fault::whole(FaultKind::Value, rank, what));
-                    }
-                    let wanted = (0..collective.folded(n, rank)).filter(|&r| self.has_in(r, chunk));
-                    let sum = wanted.fold(0u64, |s, r| s.wrapping_add(leaf(r, tile, chunk)));
-                    if value.sum != sum {
-                        let what = format!("gets something else as the result of chunk {chunk}");
-                        return Err(Fault::whole(FaultKind::Value, rank, what));
-                    }
-                    let first = *first.get_or_insert(rank);
-                    if !prefixes && value.tree != self.result(first, tile, chunk).tree {
-                        let what = format!("folds chunk {chunk} in another order than rank {first}");
-                        return Err(Fault::whole(FaultKind::Tree, rank, what));
-                    }
+        let Net { programs, collective, base, chunks, .. } = *self.net;
+        let n = programs.len();
+        let places = (0..self.game.tiles).flat_map(|tile| (0..chunks).map(move |chunk| (tile, chunk)));
+        for (tile, chunk) in places {
+            let mut first: Option<(usize, u64)> = None;
+            for rank in (0..n).filter(|&rank| self.gets(rank)) {
+                let value = self.cells[self.cell(rank, OUT, tile, chunk)].value;
+                let leaves = || {
+                    (0..collective.folded(n, rank))
+                        .filter(|&r| self.gives(r))
+                        .map(|r| leaf(r, tile, base + chunk))
+                };
+                let prefix = collective.reduces() && !collective.completes();
+                let sum = match prefix {
+                    true => leaves().fold(0, u64::wrapping_add),
+                    false => self.whole[(tile * chunks + chunk) as usize],
+                };
+                let chunk = base + chunk;
+                if value.state == State::Undefined || !prefix && value.state != State::Complete {
+                    let what = format!("never gets the result of chunk {chunk}");
+                    return Err(Fault::whole(FaultKind::Value, rank, what));
+                }
+                if value.sum != sum {
+                    let what = format!("lacks or repeats a contribution to chunk {chunk}");
+                    return Err(Fault::whole(FaultKind::Complete, rank, what));
+                }
+                if self.game.pairs && value.tree != pairs(&mut leaves().map(mix).collect()) {
+                    let what = format!("folds chunk {chunk} not in adjacent pairs of ranks");
+                    return Err(Fault::whole(FaultKind::Tree, rank, what));
+                }
+                let (other, tree) = *first.get_or_insert((rank, value.tree));
+                if !prefix && value.tree != tree {
+                    let what = format!("folds chunk {chunk} in another order than rank {other}");
+                    return Err(Fault::whole(FaultKind::Tree, rank, what));
                 }
             }
         }
         Ok(())
-    }
-
-    fn result(&self, rank: usize, tile: u32, chunk: u32) -> Value {
-        self.cells[self.cell(rank, OUT, tile, chunk)].value
-    }
-
-    /// Every result is the fold of adjacent pairs of ranks.
-    fn in_pairs(&self) -> bool {
-        let n = self.net.programs.len();
-        (0..self.net.chunks).all(|chunk| {
-            let value = |rank| {
-                let leaf = leaf(rank, 0, chunk);
-                Value { sum: leaf, tree: mix(leaf), state: State::Partial }
-            };
-            let mut column: Vec<Value> = (0..n).filter(|&r| self.has_in(r, chunk)).map(value).collect();
-            let tree = fold_pairs(&mut column).tree;
-            (0..n).filter(|&r| self.has_out(r, chunk)).all(|r| self.result(r, 0, chunk).tree == tree)
-        })
     }
 
     /// Follows who waits for whom from a stuck lane until the circle closes.
@@ -547,6 +511,7 @@ impl Player<'_> {
         {
             path.push(lane);
             let op = &self.net.lanes[lane].ops[index];
+            let index = op.index;
             let Some(Operand::Message { channel, .. }) = self.blocked(lane, op) else { break };
             let Channel { from, to } = self.net.channels[channel as usize];
             let for_message = to as usize == lane;
@@ -565,44 +530,45 @@ impl Player<'_> {
 
     fn op_of(&self, (lane, when): Stamp) -> String {
         let l = &self.net.lanes[lane as usize];
-        format!("rank {}, lane {}, op {}", l.rank, l.index, (when as usize - 1) % l.ops.len())
+        let op = &l.ops[(when as usize - 1) % l.ops.len()];
+        format!("rank {}, lane {}, op {}", l.rank, l.index, op.index)
     }
 
     fn fault(&self, kind: FaultKind, (lane, op): (usize, usize), what: String) -> Fault {
         let l = &self.net.lanes[lane];
-        Fault::at(self.net.programs, kind, (l.rank, l.index, op), what)
+        Fault::at(self.net.programs, kind, (l.rank, l.index, l.ops[op].index as usize), what)
     }
-}
 
-fn fold(a: Value, b: Value) -> Value {
-    Value {
-        sum: a.sum.wrapping_add(b.sum),
-        tree: mix(a.tree ^ mix(b.tree.wrapping_add(0x5bd1_e995))),
-        state: State::Partial,
-    }
-}
-
-/// Folds adjacent pairs, then pairs of these; an odd last one passes up.
-fn fold_pairs(column: &mut Vec<Value>) -> Value {
-    while column.len() > 1 {
-        let up: Vec<Value> =
-            column.chunks(2).map(|pair| if let [a, b] = pair { fold(*a, *b) } else { pair[0] }).collect();
-        *column = up;
-    }
-    column[0]
-}
-
-fn place(rank: usize, region: u32, chunk: u32) -> String {
-    match region {
-        IN => format!("In[{chunk}] of rank {rank}"),
-        OUT => format!("Out[{chunk}] of rank {rank}"),
-        image => format!("Scratch{}[{chunk}] of rank {rank}", image - 2),
+    fn place(&self, rank: usize, region: u32, chunk: u32) -> String {
+        let chunk = self.net.base + chunk;
+        match region {
+            IN => format!("In[{chunk}] of rank {rank}"),
+            OUT => format!("Out[{chunk}] of rank {rank}"),
+            image => format!("Scratch{}[{chunk}] of rank {rank}", image - 2),
+        }
     }
 }
 
 /// The contribution of a rank to a chunk of a tile: random, so that equal sums mean equal multisets.
 fn leaf(rank: usize, tile: u32, chunk: u32) -> u64 {
     mix((rank as u64) << 40 ^ (tile as u64) << 32 ^ chunk as u64)
+}
+
+/// The tree of two values folded.
+fn join(left: u64, right: u64) -> u64 {
+    mix(left ^ mix(right.wrapping_add(0x5bd1_e995)))
+}
+
+/// The tree of values folded in adjacent pairs, and these in pairs again; an odd one passes up.
+fn pairs(trees: &mut Vec<u64>) -> u64 {
+    while trees.len() > 1 {
+        let half = trees.len().div_ceil(2);
+        for i in 0..half {
+            trees[i] = trees.get(2 * i + 1).map_or(trees[2 * i], |&right| join(trees[2 * i], right));
+        }
+        trees.truncate(half);
+    }
+    trees.first().copied().unwrap_or(0)
 }
 
 /// splitmix64

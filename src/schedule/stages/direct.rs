@@ -35,12 +35,13 @@ fn before(b: &Builder) -> Vec<usize> {
     after(b).into_iter().rev().collect()
 }
 
-/// The members in order, as sources.
+/// Members in the order of their ranks, as sources.
 fn in_order(b: &Builder, members: std::ops::Range<usize>) -> Vec<Src> {
-    members.map(|m| if m == b.me() { Src::Mine } else { Src::From(m) }).collect()
+    let mut members: Vec<usize> = members.collect();
+    members.sort_unstable_by_key(|&m| b.rank(m));
+    members.into_iter().map(|m| if m == b.me() { Src::Mine } else { Src::From(m) }).collect()
 }
 
-/// All members in order, as sources.
 fn everyone(b: &Builder) -> Vec<Src> {
     in_order(b, 0..b.size())
 }
