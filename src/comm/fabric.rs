@@ -155,7 +155,7 @@ impl Conn {
     /// Words that the peer has not taken yet are left.
     pub fn unsent(&self) -> bool {
         match &self.data {
-            Data::Tcp(t) => t.wants_write(),
+            Data::Tcp(t) => t.unsent(),
             Data::Shm(_) => !lock(&self.control).unsent.is_empty(),
         }
     }
@@ -226,6 +226,7 @@ pub struct Fabric {
     pub rank: usize,
     pub own: &'static Arena,
     transport: TransportChoice,
+    encrypt: bool,
     conns: Vec<OnceLock<Arc<Conn>>>,
     coming: Mutex<HashMap<usize, Coming>>,
     posts: Mutex<Posts>,
@@ -243,6 +244,7 @@ impl Fabric {
             boot,
             own: arena()?,
             transport: config.transport,
+            encrypt: config.encrypt,
             conns,
             coming: Mutex::default(),
             posts: Mutex::default(),
@@ -354,7 +356,11 @@ impl Fabric {
     }
 
     fn meet_tcp(&self, rank: usize, met: PeerConn) -> Result<Conn> {
-        let options = TcpOptions::default();
+        let options = TcpOptions {
+            secret: self.encrypt.then(|| self.boot.derive_key("tcp")),
+            initiator: self.rank < rank,
+            ..TcpOptions::default()
+        };
         let conn = TcpConn::new(met.stream, options).map_err(|e| e.who(format!("rank {rank}")))?;
         let fd = conn.fd();
         Ok(self.meet(rank, Data::Tcp(conn), None, fd))
