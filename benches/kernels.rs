@@ -4,6 +4,8 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use graccl::{DataType, RedOp, reduce};
 
+const TYPES: [DataType; 6] =
+    [DataType::F32, DataType::Bf16, DataType::F16, DataType::I32, DataType::F8E4M3, DataType::F8E5M2];
 const SIZES: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
 
 /// `n` buffers that do not share their position in a page, aligned to a cache line.
@@ -14,11 +16,21 @@ fn buffers(n: usize, bytes: usize) -> (Vec<Vec<u8>>, Vec<*mut u8>) {
     (bufs, ptrs)
 }
 
+/// Kernels of a type.
+type Kernels = fn(DataType, RedOp) -> reduce::Kernel;
+
 fn sums(c: &mut Criterion) {
-    for (nsrc, ndst) in [(2, 1), (2, 2), (8, 1)] {
-        let mut g = c.benchmark_group(format!("sum {nsrc}->{ndst} {}", reduce::level()));
-        for t in [DataType::F32, DataType::Bf16, DataType::F16, DataType::I32] {
-            let kernel = reduce::kernel(t, RedOp::Sum);
+    let (all, pairs): (Kernels, Kernels) = (reduce::kernel, reduce::kernel_pairs);
+    for (name, kernels, nsrc, ndst) in [
+        ("sum", all, 2, 1),
+        ("sum", all, 2, 2),
+        ("sum", all, 8, 1),
+        ("pairs", pairs, 4, 1),
+        ("pairs", pairs, 8, 1),
+    ] {
+        let mut g = c.benchmark_group(format!("{name} {nsrc}->{ndst} {}", reduce::level()));
+        for t in TYPES {
+            let kernel = kernels(t, RedOp::Sum);
             for bytes in SIZES {
                 let (_bufs, p) = buffers(nsrc + ndst, bytes);
                 let srcs: Vec<*const u8> = p[..nsrc].iter().map(|p| p.cast_const()).collect();

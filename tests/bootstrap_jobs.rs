@@ -4,11 +4,17 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use graccl::bootstrap::{Bootstrap, UniqueId, from_env};
 
 const LONG: Duration = Duration::from_secs(20);
+
+/// [`Bootstrap::rendezvous`] that nobody cancels.
+fn join(id: &UniqueId, rank: usize, size: usize, wait: Duration) -> graccl::Result<Bootstrap> {
+    Bootstrap::rendezvous(id, rank, size, wait, &AtomicBool::new(false))
+}
 
 /// What a process of a job does; the result is its last line, "ok ..." or "error ...".
 fn act(job: &str) -> graccl::Result<String> {
@@ -24,7 +30,7 @@ fn act(job: &str) -> graccl::Result<String> {
             let mut text = String::new();
             for _ in 0..2 {
                 let job = from_env()?;
-                let b = Bootstrap::rendezvous(&job.id, job.rank, job.size, wait)?;
+                let b = join(&job.id, job.rank, job.size, wait)?;
                 mesh(&b, 0, false, wait)?;
                 if std::env::var("GRACCL_TEST_NO_TCP").is_err() {
                     mesh(&b, 1, true, wait)?;
@@ -49,7 +55,7 @@ fn act(job: &str) -> graccl::Result<String> {
                     let pid = unsafe { libc::fork() };
                     assert!(pid >= 0);
                     if pid == 0 {
-                        let b = Bootstrap::rendezvous(&id, rank, 3, LONG);
+                        let b = join(&id, rank, 3, LONG);
                         let ok = b.and_then(|b| mesh(&b, 0, false, wait)).is_ok();
                         // SAFETY: ends the process.
                         unsafe { libc::_exit(if ok { 0 } else { 1 }) };
@@ -72,7 +78,7 @@ fn act(job: &str) -> graccl::Result<String> {
             // SAFETY: sets a limit of this process from a valid struct.
             assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
             let id = UniqueId::create()?;
-            let rank = |r| Bootstrap::rendezvous(&id, r, 8, wait).and_then(|b| mesh(&b, 0, false, wait));
+            let rank = |r| join(&id, r, 8, wait).and_then(|b| mesh(&b, 0, false, wait));
             std::thread::scope(|s| {
                 let all: Vec<_> = (0..8).map(|r| s.spawn(move || rank(r))).collect();
                 let results: Vec<_> = all.into_iter().map(|t| t.join().unwrap()).collect();
@@ -80,6 +86,67 @@ fn act(job: &str) -> graccl::Result<String> {
                     results.iter().filter_map(|r| r.as_ref().err()).find(|e| e.hint.contains("ulimit"));
                 plain.map_or_else(|| panic!("{results:?}"), |e| Err(e.clone()))
             })
+        }
+        // Two ranks, and how many descriptors stay for a program that is started from here.
+        "descriptors" => {
+            let list = || -> Vec<i32> {
+                let all = std::fs::read_dir("/proc/self/fd").unwrap();
+                let all: Vec<i32> =
+                    all.filter_map(|f| f.unwrap().file_name().to_str()?.parse().ok()).collect();
+                // The directory that was listed is closed again.
+                // SAFETY: plain system call.
+                all.into_iter().filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect()
+            };
+            let before = list();
+            let id = UniqueId::create()?;
+            let meet = |r| {
+                let b = join(&id, r, 2, wait).unwrap();
+                let arena = graccl::memory::arena().unwrap();
+                let fd = Some(arena.fd());
+                let unix = b.start(1 - r, 0, b"", fd, false).unwrap().wait(Instant::now() + wait).unwrap();
+                let tcp = b.start(1 - r, 1, b"", None, true).unwrap().wait(Instant::now() + wait).unwrap();
+                assert!(unix.fd.is_some() && tcp.fd.is_none());
+                (b, unix, tcp)
+            };
+            let ends: Vec<_> = std::thread::scope(|s| {
+                let all = [s.spawn(|| meet(0)), s.spawn(|| meet(1))];
+                all.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            let new = || list().into_iter().filter(|fd| !before.contains(fd)).collect::<Vec<_>>();
+            // SAFETY: plain system call.
+            let kept = |fd: &&i32| unsafe { libc::fcntl(**fd, libc::F_GETFD) } & libc::FD_CLOEXEC == 0;
+            let (many, inherited) = (new().len(), new().iter().filter(kept).count());
+            drop(ends);
+            Ok(format!("ok {many} while they meet, {} after, {inherited} inherited", new().len()))
+        }
+        // Two ranks while strangers hold more connections than a process takes at a time.
+        "flood" => {
+            let first = UniqueId::create()?;
+            let ranks = |id: UniqueId| -> Vec<Bootstrap> {
+                let both = std::thread::scope(|s| {
+                    let both = [0, 1].map(|r| s.spawn(move || join(&id, r, 2, wait).unwrap()));
+                    both.map(|t| t.join().unwrap())
+                });
+                both.into()
+            };
+            let port = ranks(first)[0].members[0].port;
+            let flood: Vec<_> =
+                (0..300).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+            std::thread::sleep(Duration::from_millis(100));
+            let start = Instant::now();
+            let both = ranks(UniqueId::create()?);
+            let local = start.elapsed();
+            std::thread::scope(|s| {
+                both.iter().for_each(|b| drop(s.spawn(|| mesh(b, 0, true, wait).unwrap())))
+            });
+            let all = start.elapsed();
+            drop(flood);
+            // Strangers have a second when others wait, and do not touch those of this host at all.
+            assert!(
+                local < Duration::from_millis(500) && all < Duration::from_millis(3500),
+                "{local:?} {all:?}"
+            );
+            Ok("ok".into())
         }
         // Another user's process finds the root's Unix socket.
         "other user" => {
@@ -297,7 +364,7 @@ fn a_root_that_dies() {
     let (mut child, id) = root();
     let (start, kill) = (Instant::now(), Duration::from_millis(300));
     let errors: Vec<_> = std::thread::scope(|s| {
-        let ranks: Vec<_> = (0..2).map(|r| s.spawn(move || Bootstrap::rendezvous(&id, r, 3, LONG))).collect();
+        let ranks: Vec<_> = (0..2).map(|r| s.spawn(move || join(&id, r, 3, LONG))).collect();
         std::thread::sleep(kill);
         child.kill().unwrap();
         ranks.into_iter().map(|t| t.join().unwrap().unwrap_err()).collect()
@@ -305,7 +372,7 @@ fn a_root_that_dies() {
     child.wait().unwrap();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     errors.iter().for_each(|e| assert!(e.what.contains("root process ended"), "{e}"));
-    let e = Bootstrap::rendezvous(&id, 2, 3, LONG).unwrap_err();
+    let e = join(&id, 2, 3, LONG).unwrap_err();
     assert!(e.what.contains("cannot reach the root") && e.hint.contains("must still run"), "{e}");
 }
 
@@ -316,7 +383,7 @@ fn a_rank_that_dies_while_it_waits() {
     let mut child = program("join").envs(vars).spawn().unwrap();
     let start = Instant::now();
     let e = std::thread::scope(|s| {
-        let rank = s.spawn(|| Bootstrap::rendezvous(&id, 0, 3, LONG).unwrap_err());
+        let rank = s.spawn(|| join(&id, 0, 3, LONG).unwrap_err());
         std::thread::sleep(Duration::from_millis(500));
         child.kill().unwrap();
         rank.join().unwrap()
@@ -339,6 +406,19 @@ fn another_user_is_refused() {
         return eprintln!("skipped: only root can pose as another user");
     }
     assert_eq!(results_of(program("other user").spawn().unwrap()), ["ok refused as 3"]);
+}
+
+#[test]
+fn descriptors_are_few_and_not_inherited() {
+    // For the process: an eventfd, two listeners and the arena. For each rank: two streams and the arena's
+    // duplicate that it was given.
+    let got = results_of(program("descriptors").spawn().unwrap());
+    assert_eq!(got, ["ok 10 while they meet, 4 after, 0 inherited"]);
+}
+
+#[test]
+fn a_flood_of_silent_strangers() {
+    assert_eq!(results_of(program("flood").spawn().unwrap()), ["ok"]);
 }
 
 #[test]

@@ -258,6 +258,9 @@ fn settings_of_c_callers_count() {
         transport: c"auto".as_ptr(),
         algorithm: c"auto".as_ptr(),
         verify: 0,
+        blocking: 1,
+        deterministic: 0,
+        encrypt: 0,
     };
     let mut id = graccl_unique_id_t { internal: [0; GRACCL_UNIQUE_ID_BYTES] };
     let mut comm = ptr::null_mut();

@@ -6,7 +6,9 @@ use std::sync::{Barrier, OnceLock};
 use std::time::Duration;
 
 use common::{Job, case, join};
-use graccl::{Communicator, Config, DataType, RedOp, TransportChoice, UniqueId, memory, schedule};
+use graccl::{
+    Call, Collective, Communicator, Config, DataType, RedOp, TransportChoice, UniqueId, memory, schedule,
+};
 
 /// Types and operations that together meet every type and every operation.
 const KINDS: [(DataType, RedOp); 12] = [
@@ -94,10 +96,15 @@ enum Place {
 }
 
 /// One all_reduce, checked bit by bit; what lies around the output is untouched.
+fn plan(c: &Communicator, count: usize, t: DataType) -> graccl::Result<graccl::comm::PlanInfo> {
+    let (send, recv) = (std::ptr::null(), std::ptr::null_mut());
+    c.plan(&Call::new(Collective::AllReduce, send, recv, count, t, RedOp::Sum))
+}
+
 fn reduce(c: &Communicator, count: usize, t: DataType, op: RedOp, place: Place) {
     let (n, bytes) = (c.size(), count * t.size());
     let what = || {
-        let plan = c.plan_all_reduce(count, t);
+        let plan = plan(c, count, t);
         format!("{count} {t:?} {op:?} {place:?}, rank {} of {n} on {:?}, {plan:?}", c.rank(), c.hosts())
     };
     let value = |i| input(op, n, c.rank(), i);
@@ -180,7 +187,7 @@ fn every_algorithm() {
             let config = Config { transport, algorithm: algorithm.clone(), ..Config::from_env().unwrap() };
             let c = Communicator::init_env(&config).unwrap();
             if let Some(name) = algorithm {
-                assert_eq!(c.plan_all_reduce(1000, DataType::F32).unwrap().algorithm, name);
+                assert_eq!(plan(&c, 1000, DataType::F32).unwrap().algorithm, name);
             }
             let places = [Place::Same, Place::Apart, Place::Registered];
             for (i, (t, op)) in KINDS.into_iter().enumerate() {
@@ -228,7 +235,7 @@ every_algorithm_with! {
 fn environment_chooses_algorithm_and_transport() {
     if case().is_some() {
         let c = join();
-        let plan = c.plan_all_reduce(10, DataType::F32).unwrap();
+        let plan = plan(&c, 10, DataType::F32).unwrap();
         assert_eq!((plan.algorithm, plan.transport), ("ring", "tcp"));
         return reduce(&c, 5000, DataType::F32, RedOp::Sum, Place::Same);
     }

@@ -1,13 +1,13 @@
 //! Pairs of shared-memory links in one process: all kinds of messages in all directions.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use graccl::memory::{Arena, Block, PeerArena, arena};
 use graccl::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use graccl::transport::{Fault, Link, Recv};
 
-static AWAKE: Doorbell = Doorbell { word: AtomicU32::new(0) };
+static AWAKE: Doorbell = Doorbell::new();
 
 fn pair() -> (ShmLink, ShmLink, Block) {
     let a = arena().unwrap();

@@ -380,14 +380,15 @@ static inline bench_result bench_run(bench_t *b, bench_op f) {
   return r;
 }
 
-// One allreduce row: peer transport dtype place ranks bytes median_us p99_us min_us loop_us
-// busbw_GBs (nccl-tests' bus bandwidth) iters line_ns mode
-static inline void bench_print(bench_t *b, const char *dtype, const char *place, size_t bytes, const bench_result *r) {
+// One row: peer transport collective dtype place ranks bytes median_us p99_us min_us loop_us
+// busbw_GBs (nccl-tests' bus bandwidth: bytes / median * bus) iters line_ns mode
+static inline void bench_print(bench_t *b, const char *collective, const char *dtype, const char *place, size_t bytes,
+                               double bus, const bench_result *r) {
   if (b->rank) return;
   double alg = r->median_us > 0 ? (double)bytes / r->median_us / 1e3 : 0;
-  fprintf(b->out, "%s\t%s\t%s\t%s\t%d\t%zu\t%.3f\t%.3f\t%.3f\t%.3f\t%.4f\t%llu\t%.0f\t%s\n", b->peer, b->transport, dtype,
-          place, b->nranks, bytes, r->median_us, r->p99_us, r->min_us, r->loop_us,
-          alg * 2.0 * (b->nranks - 1) / b->nranks, (unsigned long long)r->iters, r->line_ns, r->mode);
+  fprintf(b->out, "%s\t%s\t%s\t%s\t%s\t%d\t%zu\t%.3f\t%.3f\t%.3f\t%.3f\t%.4f\t%llu\t%.0f\t%s\n", b->peer, b->transport,
+          collective, dtype, place, b->nranks, bytes, r->median_us, r->p99_us, r->min_us, r->loop_us, alg * bus,
+          (unsigned long long)r->iters, r->line_ns, r->mode);
   fflush(b->out);
 }
 

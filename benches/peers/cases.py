@@ -27,18 +27,19 @@ class Case:
     # peer[/variant] -> sizes it is run at, "4:1K 16M:64M"; "" = all of the case's
     peers: dict
     sizes: str = "4:256M"
+    collective: str = "all_reduce"
     transport: str = "shm"
     dtype: str = "f32"
-    place: str = "in"
+    place: str = "in"  # out; "-" for a barrier, which has no buffers
     ranks: int = 2
     ours: str = "graccl"
     write: bool = False  # the owner's next write is timed too
 
     def all_sizes(self):
-        return steps(self.sizes)
+        return [0] if self.collective == "barrier" else steps(self.sizes)
 
     def bar(self, nbytes, state):
-        found = [b for b in self.bars if b[0] <= nbytes]
+        found = [b for b in self.bars if b[0] <= nbytes or not nbytes]
         return found[-1][2 if state == "far" else 1] if found else None
 
     def sizes_of(self, peer, wanted):
@@ -49,10 +50,10 @@ class Case:
 
 
 def steps(ranges):
-    """Sizes by a factor of 4: '4:1K' -> 4, 16, 64, 256, 1K."""
+    """Sizes, or ranges of them by a factor of 4: '4:1K 64K' -> 4, 16, 64, 256, 1K, 64K."""
     out = []
     for r in ranges.split():
-        lo, hi = map(size, r.split(":"))
+        lo, hi = size(r.partition(":")[0]), size(r.rpartition(":")[2])
         while lo <= hi:
             out.append(lo)
             lo *= 4
@@ -103,6 +104,88 @@ SHM_BARS = [(4, 1.8, 1.8), (16 * K, 1.4, 1.1), (M, 1.2, 1.2)]
 TCP_BARS = [(4, 1.2, 1.0), (64 * K, 1.3, 0.95), (256 * K, 1.0, 1.0), (M, 1.3, 0.95)]
 
 
+# The other collectives.
+ALL_GATHER_SHM = {
+    "ompi4": "4:4K 1M:256M",
+    "ompi5": "4:4K",
+    "impi": "",
+    "impi/a3": "4K:1M",
+    "impi/a5": "1M:256M",
+    "oneccl": "4M:256M",
+}
+ALL_GATHER_TCP = {
+    "mpich4/none": "4:4K",
+    "impi": "",
+    "impi/a1": "",
+    "ompi4/a4": "1M:256M",
+    "mpich5/none": "1M:256M",
+}
+REDUCE_SCATTER_SHM = {
+    "ompi4/a3": "4:4K",
+    "ompi5": "4:4K",
+    "impi": "",
+    "impi/avx2": "4K:256M",
+    "oneccl": "1M:256M",
+    "mpich5": "4M:256M",
+}
+REDUCE_SCATTER_TCP = {
+    "mpich4/none": "4:4K",
+    "impi": "",
+    "impi/a1": "4:1M",
+    "oneccl": "16K:1M",
+    "mpich5": "1M:256M",
+}
+BROADCAST_SHM = {
+    "ompi4/sm": "4:4K",
+    "ompi4/a1": "4:4K",
+    "ompi5/a1": "4:4K",
+    "impi": "",
+    "impi/a1": "1K:1M",
+    "impi/a7": "4K:256M",
+    "impi/a4": "1M:256M",
+    "ompi4/a5": "1M:256M",
+    "oneccl": "4M:256M",
+}
+BROADCAST_TCP = {
+    "mpich4/none": "4:4K",
+    "impi/a8": "4:4K",
+    "impi/a7": "4K:1M",
+    "ompi4/a4": "16K:1M",
+    "ompi5/a4": "16K:256M",
+    "impi/a1": "1M:256M",
+    "ompi4/a5": "1M:256M",
+}
+ALL_TO_ALL_SHM = {
+    "ompi4": "4:4K 1M:256M",
+    "ompi5": "4:4K",
+    "ompi5/a1": "16K:256M",
+    "impi": "4K:256M",
+    "impi/a3": "",
+}
+ALL_TO_ALL_TCP = {
+    "mpich4": "4:4K",
+    "mpich4/none": "",
+    "oneccl": "16K:1M",
+    "ompi5/a5": "16K:256M",
+    "mpich5": "1M:256M",
+}
+BARRIER_SHM = {"ompi4/a3": "", "ompi5/a5": "", "impi": "", "impi/a1": ""}
+BARRIER_TCP = {"mpich4": "", "mpich4/none": "", "impi": "", "impi/a8": ""}
+
+
+def _others(collective, place, peers_shm, peers_tcp):
+    """A collective other than all_reduce, over shared memory and TCP: not slower than the best peer."""
+    suffix = "" if place == "-" else "-" + place
+    title = "2 ranks, shared memory (shm) and TCP on loopback (tcp)" + ("" if place == "-" else ", f32")
+    if collective == "broadcast":
+        title += ", every rank in turn is the root"
+    return [
+        Case(f"{collective}-{transport}{suffix}", title, [(4, 1.0, 1.0)], peers, sizes="8 64K 16M",
+             collective=collective, transport=transport, place=place)
+        for transport, peers in (("shm", peers_shm), ("tcp", peers_tcp))
+    ]
+
+
 def _both_places(name, title, peers_in, peers_out, bars_in, bars_out=None, **more):
     return [
         Case(f"{name}-in", f"{title}, in place", bars_in, peers_in, place="in", **more),
@@ -124,8 +207,19 @@ CASES = [
     *_both_places("tcp", "f32, 2 ranks, TCP on loopback", TCP_IN, TCP_OUT, TCP_BARS, transport="tcp"),
     *_both_places("shm4", "f32, 4 ranks, shared memory", CROWD, CROWD, [(4, 1.2, 1.2)], ranks=4),
     *_both_places("shm8", "f32, 8 ranks, shared memory", {**CROWD, "mpich5/none": "4K:1M"}, CROWD, [(4, 1.2, 1.2)], ranks=8),
+    *_others("all_gather", "out", ALL_GATHER_SHM, ALL_GATHER_TCP),
+    *_others("all_gather", "in", ALL_GATHER_SHM, ALL_GATHER_TCP),
+    *_others("reduce_scatter", "out", REDUCE_SCATTER_SHM, REDUCE_SCATTER_TCP),
+    *_others("broadcast", "in", BROADCAST_SHM, BROADCAST_TCP),
+    *_others("all_to_all", "out", ALL_TO_ALL_SHM, ALL_TO_ALL_TCP),
+    *_others("barrier", "-", BARRIER_SHM, BARRIER_TCP),
 ]
 BY_NAME = {c.name: c for c in CASES}
+
+COLLECTIVES = list(dict.fromkeys(c.collective for c in CASES))
+
+# --overlap: what a non-blocking allreduce leaves of its caller's core
+OVERLAP = Case("overlap", "", [], {p: "" for p in ("graccl", "ompi5", "mpich5", "impi")}, sizes="64M", collective="overlap")
 
 # --quick: a first impression in a few minutes
 QUICK_CASES = ["shm-in", "registered", "tcp-in"]

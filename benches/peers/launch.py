@@ -1,6 +1,7 @@
 """How graccl and each peer is started. A variant is the same library with other flags."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,25 +11,29 @@ import time
 
 LIMIT_S = 240  # one launch: a few sizes of one library
 
-# Allreduce algorithms by the libraries' own numbers. Open MPI: 4 ring, 6 Rabenseifner. Intel MPI:
-# 2 Rabenseifner, 8 ring. On this kind of machine the defaults are often far from the best.
+# aN: the collective's algorithm N by the library's own numbers (Open MPI: coll_tuned_*_algorithm, Intel MPI:
+# I_MPI_ADJUST_*; allreduce: Open MPI 4 ring, 6 Rabenseifner, Intel MPI 2 Rabenseifner, 8 ring). sm: Open MPI's
+# collectives in shared memory. On this kind of machine the defaults are often far from the best.
 VARIANTS = {
-    "ompi4": {"a4", "a6"},
-    "ompi5": {"a4", "a6", "eager"},
-    "mpich4": {"none"},
-    "mpich5": {"c3", "none", "raben"},
-    "impi": {"a2", "a8", "avx2a2"},
-    "oneccl": set(),
-    "gloo": {"bcube"},
-    "torch": set(),
+    "ompi4": r"a\d+|sm",
+    "ompi5": r"a\d+|sm|eager",
+    "mpich4": "none",
+    "mpich5": "c3|none|raben",
+    "impi": r"a\d+|avx2(a\d+)?|async",
+    "oneccl": "",
+    "gloo": "bcube",
+    "torch": "",
 }
 TCP_ONLY = {"gloo", "torch"}
+IMPI_NAMES = {"all_reduce": "ALLREDUCE", "all_gather": "ALLGATHER", "reduce_scatter": "REDUCE_SCATTER_BLOCK", "broadcast": "BCAST",
+              "all_to_all": "ALLTOALL", "barrier": "BARRIER"}
+OMPI_NAMES = {k: v.lower() for k, v in IMPI_NAMES.items()}
 
 
 def known(peer):
     """Whether this is a peer[/variant] that we can start."""
     name, _, variant = peer.partition("/")
-    return name in VARIANTS and (not variant or variant in VARIANTS[name])
+    return name in VARIANTS and (not variant or re.fullmatch(VARIANTS[name], variant) is not None)
 
 
 # Ranks without an MPI launcher: N COMMAND. One that fails is noticed when those before it have ended, at the latest
@@ -74,9 +79,15 @@ class Launcher:
             BENCH_PEER=peer, BENCH_TRANSPORT=case.transport, BENCH_OUT=rows, BENCH_SHM=self.shm, BENCH_STORE=store,
             BENCH_WRITE=str(int(case.write)),
             # More ranks than cores must share them fairly, so not there. Gloo and torch sleep.
-            BENCH_RT=str(int(not crowded or name in TCP_ONLY)),
+            # overlap puts only the thread that computes there.
+            BENCH_RT=str(int((not crowded or name in TCP_ONLY) and case.collective != "overlap")),
         )
-        argv += ["--sizes", ",".join(map(str, sizes)), "--dtype", case.dtype, "--place", case.place]
+        if case.collective == "overlap":
+            argv += ["--overlap", str(sizes[0])]
+        else:
+            argv += ["--collective", case.collective]
+            if case.collective != "barrier":
+                argv += ["--sizes", ",".join(map(str, sizes)), "--dtype", case.dtype, "--place", case.place]
         if name == "graccl":
             argv += ["--memory", variant or "host"]
         with open(self.log, "a+b") as log:
@@ -85,7 +96,7 @@ class Launcher:
             begin = log.tell()
             code = self._wait(self._start(argv, env, case.ranks if spawn else 1, spawn, log))
             log.seek(begin)
-            said = log.read().decode(errors="replace").strip().splitlines()
+            said = list(dict.fromkeys(log.read().decode(errors="replace").strip().splitlines()))
         self._remove_shm()
         with open(rows) as f:
             got = [line.rstrip("\n").split("\t") for line in f]
@@ -161,8 +172,11 @@ class Launcher:
                 argv += ["--mca", "mpi_yield_when_idle", "1"]
             if variant == "eager":
                 argv += ["--mca", "btl_sm_eager_limit", "65536", "--mca", "btl_sm_max_send_size", "131072"]
+            elif variant == "sm":
+                argv += ["--mca", "coll_sm_priority", "100"]
             elif variant:
-                argv += ["--mca", "coll_tuned_use_dynamic_rules", "1", "--mca", "coll_tuned_allreduce_algorithm", variant[1:]]
+                argv += ["--mca", "coll_tuned_use_dynamic_rules", "1"]
+                argv += ["--mca", f"coll_tuned_{OMPI_NAMES[case.collective]}_algorithm", variant[1:]]
             return argv + [binary], {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}, False
         if name == "mpich4":
             env = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"} if tcp else {}
@@ -182,10 +196,13 @@ class Launcher:
         env = {"I_MPI_ROOT": root, "LD_LIBRARY_PATH": root + "/lib", "FI_PROVIDER_PATH": root + "/lib", "I_MPI_PIN": "off"}
         if name == "impi":
             env.update({"I_MPI_FABRICS": "ofi", "I_MPI_COLL_INTRANODE": "pt2pt", **lo} if tcp else {"I_MPI_FABRICS": "shm"})
-            if variant == "avx2a2":
+            if variant.startswith("avx2"):
                 env["I_MPI_SHM"] = "bdw_avx2"
-            if variant:
-                env["I_MPI_ADJUST_ALLREDUCE"] = variant[-1]
+            if variant == "async":
+                env["I_MPI_ASYNC_PROGRESS"] = "1"
+            algorithm = re.search(r"a(\d+)$", variant)
+            if algorithm:
+                env["I_MPI_ADJUST_" + IMPI_NAMES[case.collective]] = algorithm[1]
         else:
             # with its worker thread, caller and worker fight for the one core of a pinned rank
             env.update(CCL_ROOT=root, CCL_WORKER_OFFLOAD="0", CCL_LOG_LEVEL="error")

@@ -4,8 +4,9 @@ import statistics
 
 from cases import BY_NAME, human
 
-BENCH_COLUMNS = "peer transport dtype place ranks bytes median_us p99_us min_us loop_us busbw_GBs iters line_ns mode".split()
+BENCH_COLUMNS = "peer transport collective dtype place ranks bytes median_us p99_us min_us loop_us busbw_GBs iters line_ns mode".split()
 COLUMNS = ["case", "pass"] + BENCH_COLUMNS
+OVERLAP_COLUMNS = "peer transport overlap ranks bytes alone beside during async_us blocking_us line_ns mode".split()
 STATES = ["near", "far", "same"]
 
 
@@ -61,23 +62,48 @@ def _line(case, state, nbytes, rows):
     return [us, peer, _us(best), seen, f"{ratio:.2f}", f"{best / min(mine):.2f}", f"{bar:g}" if bar else "-", verdict], ok
 
 
+def _tables():
+    """(title, cases, in more words): a table for each case of all_reduce, one for all of another collective."""
+    out = [(c.name, [c], c.title + ".") for c in BY_NAME.values() if c.collective == "all_reduce"]
+    for collective in dict.fromkeys(c.collective for c in BY_NAME.values()):
+        cases = [c for c in BY_NAME.values() if c.collective == collective]
+        if collective != "all_reduce":
+            out.append((collective, cases, cases[0].title + "."))
+    return out
+
+
 def report(environment, rows):
     out = [f"_{e}_\n" for e in environment]
     verdicts = []
-    for name, case in BY_NAME.items():
+    for title, cases, about in _tables():
+        several = len(cases) > 1
         for state in STATES:
-            sizes = sorted({int(r["bytes"]) for r in rows if r["case"] == name and r["mode"] == state})
-            if not sizes:
+            lines = []
+            for case in cases:
+                mine = [r for r in rows if r["case"] == case.name]
+                for n in sorted({int(r["bytes"]) for r in mine if r["mode"] == state}):
+                    cells, ok = _line(case, state, n, [r for r in mine if int(r["bytes"]) == n])
+                    if ok is not None:
+                        verdicts.append(ok)
+                    lines.append("| " + " | ".join([case.name] * several + [human(n) if n else "-"] + cells) + " |")
+            if not lines:
                 continue
-            out.append(f"### {name}, {state}\n\n{case.title}.\n")
-            out.append(f"| size | {case.ours} us (passes) | best peer | us | peers seen | ratio | by our best pass | bar | verdict |")
-            out.append("|---|---|---|---|---|---|---|---|---|")
-            for n in sizes:
-                cells, ok = _line(case, state, n, [r for r in rows if r["case"] == name and int(r["bytes"]) == n])
-                if ok is not None:
-                    verdicts.append(ok)
-                out.append("| " + " | ".join([human(n)] + cells) + " |")
-            out.append("")
+            out.append(f"### {title}, {state}\n\n{about}\n")
+            out.append(f"|{' case |' * several} size | {cases[0].ours} us (passes) | best peer | us | peers seen | ratio | by our best pass | bar | verdict |")
+            out.append("|---" * several + "|---|---|---|---|---|---|---|---|---|")
+            out += lines + [""]
     dropped = sum(r["mode"] not in STATES for r in rows)
     out.append(f"{sum(verdicts)} of {len(verdicts)} bars reached; {dropped} of {len(rows)} rows dropped because the cores moved meanwhile.")
+    return "\n".join(out)
+
+
+def report_overlap(rows):
+    out = [
+        "| library | core left to the caller | beside a copying rank | non-blocking us | blocking us | cache line ns | state |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in (dict(zip(OVERLAP_COLUMNS, row)) for row in rows):
+        left = f"{100 * float(r['during']):.1f} %"
+        beside = f"{100 * float(r['beside']):.1f} %"
+        out.append(f"| {r['peer']} | {left} | {beside} | {r['async_us']} | {r['blocking_us']} | {r['line_ns']} | {r['mode']} |")
     return "\n".join(out)

@@ -1,15 +1,16 @@
-//! `graccl`: measures, launches and proves collectives.
+//! `graccl`: measures, launches, watches and proves collectives.
 
 mod launch;
 mod perf;
 mod schedules;
+mod status;
 mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measure, launch and prove collectives.
+/// Measure, launch, watch and prove collectives.
 #[derive(Parser)]
 #[command(name = "graccl", version, max_term_width = 100)]
 struct Cli {
@@ -23,6 +24,8 @@ enum Command {
     Run(launch::RunArgs),
     /// Time a collective and check its results (the flags and rows of nccl-tests).
     Perf(Box<perf::PerfArgs>),
+    /// Show what the processes on this host do, and whom they wait for.
+    Status(status::StatusArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
     Verify(verify::VerifyArgs),
     /// Print one schedule.
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let (name, result) = match Cli::parse().command {
         Command::Run(a) => ("run", launch::main(a)),
         Command::Perf(a) => ("perf", perf::main(&a)),
+        Command::Status(a) => ("status", status::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Show(a) => ("show", verify::show(a)),
     };

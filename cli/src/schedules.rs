@@ -1,17 +1,38 @@
 //! The algorithms' names, as the flags need them.
 
-use graccl::schedule::{Algorithm, Collective, algorithms_of};
-use graccl::{Error, Result};
+use graccl::schedule::{Algorithm, algorithms_of};
+use graccl::{Collective, Error, Result};
 
 /// Names of the algorithms for allreduce.
 pub fn names() -> Vec<&'static str> {
-    algorithms_of(Collective::AllReduce).map(|a| a.name).collect()
+    names_of(Collective::AllReduce)
 }
 
-/// The algorithm of this name, or an error that lists the names.
+/// The algorithm of this name for allreduce, or an error that lists the names.
 pub fn by_name(name: &str) -> Result<&'static Algorithm> {
-    Algorithm::by_name(Collective::AllReduce, name).ok_or_else(|| {
-        Error::argument(format!("unknown algorithm `{name}`"))
-            .hint(format!("use one of: {}", names().join(", ")))
+    find(Collective::AllReduce, name)
+}
+
+fn names_of(collective: Collective) -> Vec<&'static str> {
+    algorithms_of(collective).map(|a| a.name).collect()
+}
+
+/// The algorithm of this name for a collective, or an error that lists the names.
+pub fn find(collective: Collective, name: &str) -> Result<&'static Algorithm> {
+    Algorithm::by_name(collective, name).ok_or_else(|| {
+        Error::argument(format!("unknown algorithm `{name}`")).hint(format!(
+            "use one of: {} (for {})",
+            names_of(collective).join(", "),
+            collective.name()
+        ))
+    })
+}
+
+/// The collective of this name, or an error that lists the names.
+pub fn collective(name: &str) -> Result<Collective> {
+    Collective::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Collective::ALL.iter().map(|c| c.name()).collect();
+        Error::argument(format!("unknown collective `{name}`"))
+            .hint(format!("use one of: {}", names.join(", ")))
     })
 }

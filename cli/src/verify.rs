@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use clap::Args;
-use graccl::schedule::{Algorithm, Groups, algorithms, goal, groupings, live_at, picture, verify as prove};
+use graccl::schedule::{Algorithm, Groups, algorithms, cases, goal, picture, prove};
 use graccl::{Error, Result};
 use indicatif::ProgressBar;
 
@@ -14,13 +14,13 @@ use crate::schedules;
 #[derive(Args)]
 #[command(after_help = "\
 For every number of ranks (and, for hierarchies, every way of grouping them into hosts: equal groups
-of every size that divides, several unequal ones, and interleaved ones) the schedule is played, not
-timed, and refused unless:
-  every contribution reaches every rank exactly once; all ranks fold in the same order and so get
-  the same bits; sends match receives; nothing deadlocks when channels hold `depth` messages; no two
-  accesses to the same memory are unordered, in place and out of place; and what the algorithm
-  declares besides holds: `ref` messages may be read in the sender's memory, `reply` answers may be
-  written into it.
+of every size that divides, several unequal ones, and interleaved ones; where there is a root, with
+the first, the middle and the last rank as root) the schedule is played, not timed, and refused unless:
+  every rank gets what the collective says, with every contribution exactly once; ranks that get the
+  same fold in the same order and so get the same bits; sends match receives; nothing deadlocks when
+  channels hold `depth` messages; no two accesses to the same memory are unordered, in place and out of
+  place; all this also when blocks are left out; and what the algorithm declares besides holds: `ref`
+  messages may be read in the sender's memory, `reply` answers may be written into it.
 Where depth is more than 1, one less must be seen to deadlock.
 
 Exit status: 0 if all is proved, 1 at the first refusal.")]
@@ -28,13 +28,19 @@ pub struct VerifyArgs {
     /// Prove for 1 to N ranks
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     ranks: u32,
-    /// Prove only this algorithm
+    /// Prove only this collective's algorithms
+    #[arg(long, value_name = "NAME")]
+    collective: Option<String>,
+    /// Prove only algorithms of this name
     #[arg(long, value_name = "NAME")]
     algo: Option<String>,
 }
 
 #[derive(Args)]
 pub struct ShowArgs {
+    /// Collective
+    #[arg(long, value_name = "NAME", default_value = "all_reduce")]
+    collective: String,
     /// Algorithm
     #[arg(long, value_name = "NAME")]
     algo: String,
@@ -44,10 +50,13 @@ pub struct ShowArgs {
     /// Split the ranks over H hosts, in blocks
     #[arg(long, value_name = "H", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     hosts: u32,
+    /// Root, for collectives that have one
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    root: u32,
     /// Only this rank
     #[arg(long, value_name = "R", conflicts_with = "goal")]
     rank: Option<u32>,
-    /// Print GOAL, which LogGOPSim reads, for a buffer of this many bytes
+    /// Print GOAL, which LogGOPSim reads, for blocks of this many bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     goal: Option<usize>,
 }
@@ -56,7 +65,8 @@ pub struct ShowArgs {
 #[derive(Default)]
 struct Tally {
     schedules: usize,
-    groupings: usize,
+    /// Most schedules for one number of ranks: groupings times roots.
+    cases: usize,
     ops: usize,
     messages: usize,
     /// Schedules seen to deadlock at one less than the declared depth.
@@ -67,49 +77,66 @@ struct Tally {
 fn prove_all(a: &'static Algorithm, ranks: usize, bar: &ProgressBar) -> Result<Tally> {
     let mut t = Tally::default();
     for n in 1..=ranks {
-        bar.set_message(format!("{} on {n} ranks", a.name));
-        let all = if a.hierarchical { groupings(n) } else { vec![Groups::flat(n)] };
-        t.groupings = t.groupings.max(all.len());
-        for groups in all {
-            let proof = prove(a, &groups, 0).map_err(|fault| {
-                Error::internal(format!("refused: {fault}")).who(format!(
-                    "{} on {n} ranks, host of each: {:?}",
-                    a.name,
-                    groups.numbers()
-                ))
-            })?;
+        bar.set_message(format!("{a:?} on {n} ranks"));
+        let all = cases(a, n);
+        t.cases = t.cases.max(all.len());
+        for (groups, root) in all {
+            let (proof, refused) = prove(a, &groups, root)?;
             t.schedules += 1;
             t.ops += proof.ops;
             t.messages += proof.messages;
-            if a.min_depth > 1 && live_at(&a.programs(&groups, 0), a.min_depth - 1).is_err() {
-                t.refused += 1;
-            }
+            t.refused += usize::from(refused);
             bar.tick();
         }
     }
     // Small jobs may do with less; some must not, or the declaration is wrong.
     if a.min_depth > 1 && t.refused == 0 && ranks > 2 {
-        return Err(Error::internal(format!(
-            "{} declares depth {}, but less is enough",
-            a.name, a.min_depth
-        )));
+        return Err(Error::internal(format!("{a:?} declares depth {}, but less is enough", a.min_depth)));
     }
     Ok(t)
+}
+
+/// The algorithms that the flags name; at least one.
+fn choose(collective: Option<&str>, algo: Option<&str>) -> Result<Vec<&'static Algorithm>> {
+    let collective = collective.map(schedules::collective).transpose()?;
+    if let (Some(c), Some(name)) = (collective, algo) {
+        return Ok(vec![schedules::find(c, name)?]);
+    }
+    let named = |a: &&Algorithm| {
+        collective.is_none_or(|c| a.collective == c) && algo.is_none_or(|name| a.name == name)
+    };
+    let chosen: Vec<&'static Algorithm> = algorithms().iter().filter(named).collect();
+    match algo {
+        Some(name) if chosen.is_empty() => {
+            let mut names: Vec<&str> = algorithms().iter().map(|a| a.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            Err(Error::argument(format!("unknown algorithm `{name}`"))
+                .hint(format!("use one of: {}", names.join(", "))))
+        }
+        _ => Ok(chosen),
+    }
 }
 
 /// `graccl verify`.
 pub fn verify(args: VerifyArgs) -> Result<u8> {
     let ranks = args.ranks as usize;
-    let chosen: Vec<&'static Algorithm> = match &args.algo {
-        Some(name) => vec![schedules::by_name(name)?],
-        None => algorithms().iter().collect(),
-    };
+    let chosen = choose(args.collective.as_deref(), args.algo.as_deref())?;
     let watched = std::io::stderr().is_terminal();
     let bar = if watched { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     let print = |text: String| bar.suspend(|| say(&text));
     print(format!(
-        "# allreduce schedules for 1 to {ranks} ranks\n# {:<18} {:>9} {:>9} {:>9} {:>9} {:>5} {:>7}  {:<9} {:>6}\n",
-        "algorithm", "groupings", "schedules", "ops", "messages", "depth", "refused", "declared", "time s"
+        "# schedules for 1 to {ranks} ranks\n# {:<14} {:<21} {:>5} {:>9} {:>9} {:>9} {:>5} {:>7}  {:<9} {:>6}\n",
+        "collective",
+        "algorithm",
+        "cases",
+        "schedules",
+        "ops",
+        "messages",
+        "depth",
+        "refused",
+        "declared",
+        "time s"
     ))?;
     let (mut schedules, mut ops, start) = (0, 0, Instant::now());
     for a in chosen {
@@ -124,9 +151,10 @@ pub fn verify(args: VerifyArgs) -> Result<u8> {
         };
         let refused = if a.min_depth > 1 { t.refused.to_string() } else { "-".into() };
         print(format!(
-            "  {:<18} {:>9} {:>9} {:>9} {:>9} {:>5} {refused:>7}  {declared:<9} {:>6.2}\n",
+            "  {:<14} {:<21} {:>5} {:>9} {:>9} {:>9} {:>5} {refused:>7}  {declared:<9} {:>6.2}\n",
+            a.collective.name(),
             a.name,
-            t.groupings,
+            t.cases,
             t.schedules,
             t.ops,
             t.messages,
@@ -145,11 +173,18 @@ pub fn verify(args: VerifyArgs) -> Result<u8> {
 
 /// `graccl show`.
 pub fn show(args: ShowArgs) -> Result<u8> {
-    let a = schedules::by_name(&args.algo)?;
-    let (ranks, hosts) = (args.np as usize, args.hosts as usize);
+    let a = schedules::find(schedules::collective(&args.collective)?, &args.algo)?;
+    let (ranks, hosts, root) = (args.np as usize, args.hosts as usize, args.root as usize);
+    if root >= ranks || root > 0 && !a.collective.rooted() {
+        let (what, hint) = match a.collective.rooted() {
+            true => (format!("there is no rank {root} of {ranks}"), format!("use --root 0 to {}", ranks - 1)),
+            false => (format!("{} has no root", a.collective.name()), "leave --root out".into()),
+        };
+        return Err(Error::argument(what).hint(hint));
+    }
     let groups = Groups::new(&crate::launch::hosts_of_ranks(ranks, hosts)?);
     if let Some(bytes) = args.goal {
-        say(&goal(&a.programs(&groups, 0), bytes as u64, 1))?;
+        say(&goal(&a.programs(&groups, root), bytes as u64, 1))?;
         return Ok(0);
     }
     let shown = match args.rank {
@@ -160,9 +195,9 @@ pub fn show(args: ShowArgs) -> Result<u8> {
         Some(r) => r as usize..r as usize + 1,
         None => 0..ranks,
     };
-    say(&format!("# {}: {}\n", a.name, a.about))?;
+    say(&format!("# {a:?}: {}\n", a.about))?;
     for rank in shown {
-        say(&picture(&a.program(rank, &groups, 0), rank))?;
+        say(&picture(&a.program(rank, &groups, root), rank))?;
     }
     Ok(0)
 }

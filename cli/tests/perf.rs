@@ -185,13 +185,19 @@ fn verify_says_what_it_proved() {
     let o = run(&["verify", "--ranks", "5"]);
     assert!(o.status.success(), "{}", err(&o));
     let text = out(&o);
-    for a in graccl::schedule::algorithms_of(graccl::Collective::AllReduce) {
-        let row = text.lines().find(|l| l.split_whitespace().next() == Some(a.name));
-        assert!(row.is_some(), "{}\n{text}", a.name);
+    for a in graccl::schedule::algorithms() {
+        let name = [a.collective.name(), a.name];
+        let row = text.lines().find(|l| l.split_whitespace().take(2).eq(name));
+        assert!(row.is_some(), "{a:?}\n{text}");
     }
     assert!(text.contains("# Proved: "), "{text}");
     let o = run(&["verify", "--ranks", "4", "--algo", "ring"]);
+    assert!(out(&o).contains("# Proved: 12 schedules"), "{}", out(&o));
+    let o = run(&["verify", "--ranks", "4", "--collective", "all_gather", "--algo", "ring"]);
     assert!(out(&o).contains("# Proved: 4 schedules"), "{}", out(&o));
+    let o = run(&["verify", "--collective", "all_gathr"]);
+    assert_eq!(o.status.code(), Some(2));
+    assert!(err(&o).contains("unknown collective `all_gathr`"), "{}", err(&o));
     let o = run(&["verify", "--algo", "rong"]);
     assert_eq!(o.status.code(), Some(2));
     assert!(err(&o).contains("unknown algorithm `rong`"), "{}", err(&o));
@@ -206,6 +212,11 @@ fn show_prints_pictures_and_goal() {
     assert_eq!(out(&o).lines().filter(|l| l.starts_with("rank ")).count(), 1);
     let o = run(&["show", "--algo", "hier_2d", "--np", "4", "--hosts", "2", "--goal", "1K"]);
     assert!(out(&o).starts_with("num_ranks 4\n"), "{}", out(&o));
+    let o = run(&["show", "--collective", "broadcast", "--algo", "direct", "--np", "3", "--root", "2"]);
+    assert!(out(&o).contains("copy recv r2 -> Out[0]"), "{}", out(&o));
+    let o = run(&["show", "--algo", "ring", "--np", "3", "--root", "1"]);
+    assert_eq!(o.status.code(), Some(2));
+    assert!(err(&o).contains("all_reduce has no root"), "{}", err(&o));
     let o = run(&["show", "--algo", "ring", "--np", "3", "--rank", "3"]);
     assert_eq!(o.status.code(), Some(2));
     assert!(err(&o).contains("there is no rank 3 of 3"), "{}", err(&o));

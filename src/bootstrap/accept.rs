@@ -1,9 +1,11 @@
 //! The higher rank's side of a link: a peer that has proved itself waits, parked, until the rank
 //! that it asked for wants it; or that rank waits for the peer.
 
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use super::closed;
 use super::conn::Conn;
 use super::handshake::Step;
 use super::service::{State, Task, Ticket, no_fds_left};
@@ -84,13 +86,49 @@ impl State {
         self.conclude(token, message, Step::Last { ticket: Some(ticket), body: theirs }, now);
     }
 
-    /// Rank `me` takes no more peers: forgets those that wait for it.
+    /// Rank `me` of this process will take peers: they wait for [`State::open_end`]. False if the process
+    /// has that rank already.
+    pub fn reserve_end(&mut self, tag: Tag, me: u32) -> bool {
+        match self.ends.entry((tag, me)) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(place) => {
+                place.insert(None);
+                true
+            }
+        }
+    }
+
+    /// The key of the communicator is known: peers may prove that they have it.
+    pub fn open_end(&mut self, tag: Tag, me: u32, key: Key, now: Instant) {
+        self.ends.insert((tag, me), Some(key));
+        self.drive_waiting(now);
+    }
+
+    fn drive_waiting(&mut self, now: Instant) {
+        let waiting = self.conns.iter().filter(|(_, (c, step))| step.waits_for_key(c)).map(|c| *c.0);
+        let waiting: Vec<u64> = waiting.collect();
+        waiting.into_iter().for_each(|token| self.drive(token, now));
+    }
+
+    /// Rank `me` takes no more peers: forgets those that wait for it, and fails what it waits for.
     pub fn close_end(&mut self, tag: Tag, me: u32) {
         self.ends.remove(&(tag, me));
+        for t in self.tickets.values_mut().filter(|t| t.result.is_none()) {
+            let (whose, live) = match &mut t.task {
+                Task::Accept(a) => ((a.tag, a.me), None),
+                Task::Dial(d) => ((d.hello.tag, d.hello.from), Some(d)),
+            };
+            if whose == (tag, me) {
+                live.into_iter().flat_map(|d| d.give_up()).for_each(|token| drop(self.conns.remove(&token)));
+                t.result = Some(Err(closed()));
+            }
+        }
         self.cut.retain(|c| (c.0, c.1) != (tag, me));
         self.conns.retain(|_, (_, step)| {
             !matches!(step, Step::Parked { hello, .. } | Step::Proof { hello, .. }
                 if hello.tag == tag && hello.to == me)
         });
+        // Those that were too early are too late now.
+        self.drive_waiting(Instant::now());
     }
 }

@@ -71,11 +71,16 @@ impl Dial {
     /// `token` is the right one; returns the tries to give up.
     pub fn win(&mut self, token: u64) -> Vec<u64> {
         self.won = true;
-        self.untried.clear();
-        let mut losers = std::mem::take(&mut self.live);
+        let mut losers = self.give_up();
         losers.retain(|t| *t != token);
         self.live.push(token);
         losers
+    }
+
+    /// There will be no more tries; returns those that are under way.
+    pub fn give_up(&mut self) -> Vec<u64> {
+        self.untried.clear();
+        std::mem::take(&mut self.live)
     }
 
     /// A try failed: the next is due.
@@ -179,9 +184,9 @@ impl State {
 
     /// Gives a ticket up, with the connections that were under way for it.
     pub fn cancel(&mut self, ticket: u64) -> Option<Ticket> {
-        let t = self.tickets.remove(&ticket)?;
-        if let Task::Dial(d) = &t.task {
-            d.live.iter().for_each(|token| drop(self.conns.remove(token)));
+        let mut t = self.tickets.remove(&ticket)?;
+        if let Task::Dial(d) = &mut t.task {
+            d.give_up().iter().for_each(|token| drop(self.conns.remove(token)));
         }
         Some(t)
     }

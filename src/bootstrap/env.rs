@@ -5,14 +5,15 @@
 //! `OMPI_COMM_WORLD_RANK`. Hence the order below: graccl's own variables, torchrun, Open MPI,
 //! MPICH and Intel MPI (Hydra), Slurm, any other PMI.
 
-use std::net::ToSocketAddrs;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::host;
 use super::id::{IdParts, Place, UniqueId};
+use super::names::Names;
 use super::wire::mac;
 use crate::log::{Level, log};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 
 /// What the environment says about this process's place in its job.
 ///
@@ -38,7 +39,7 @@ pub struct EnvJob {
 
 /// What was found, before it becomes an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
+pub(super) struct Found {
     launcher: &'static str,
     rank: usize,
     size: usize,
@@ -48,11 +49,13 @@ struct Found {
     identity: String,
     id: Option<UniqueId>,
     /// Host of rank 0 and the TCP ports to try there; `None` if all ranks are on this host.
-    root: Option<(String, u16, u8)>,
+    pub root: Option<(String, u16, u8)>,
 }
 
 /// TCP ports that are tried where no port was given to graccl alone.
 const PORTS: u8 = 8;
+/// Longest wait for the resolver where a name must be resolved at once.
+const RESOLVE: Duration = Duration::from_secs(30);
 
 /// Reads the job from the environment. Nothing set means a job of one rank.
 ///
@@ -72,10 +75,10 @@ pub fn from_env() -> Result<EnvJob> {
     found.job(get("GRACCL_KEY"), generation)
 }
 
-struct Env<'a> {
-    get: &'a dyn Fn(&str) -> Option<String>,
+pub(super) struct Env<'a> {
+    pub get: &'a dyn Fn(&str) -> Option<String>,
     /// Identity of the process that gave the ranks their variable of this name.
-    launcher: &'a dyn Fn(&str) -> String,
+    pub launcher: &'a dyn Fn(&str) -> String,
 }
 
 fn not_a_number(name: &str, value: &str) -> Error {
@@ -136,7 +139,7 @@ impl Env<'_> {
         }
     }
 
-    fn find(&self) -> Result<Found> {
+    pub fn find(&self) -> Result<Found> {
         let found = |launcher, (rank, size)| Found {
             launcher,
             rank,
@@ -256,7 +259,7 @@ impl Env<'_> {
 }
 
 impl Found {
-    fn job(self, secret: Option<String>, generation: u32) -> Result<EnvJob> {
+    pub fn job(self, secret: Option<String>, generation: u32) -> Result<EnvJob> {
         let parts = match &self.id {
             Some(id) => IdParts { keep: true, generation, ..id.parts()? },
             None => {
@@ -295,15 +298,16 @@ fn place_of(host: &str) -> Result<Place> {
     if host.len() <= super::id::MAX_NAME {
         return Ok(Place::Named(host.into()));
     }
-    let found = (host, 0).to_socket_addrs().map_err(|e| {
-        Error::io(format!("cannot resolve the host of rank 0, {host}"), &e)
-            .hint("set MASTER_ADDR to its IP address")
-    })?;
-    Ok(Place::Addrs(found.map(|a| a.ip()).collect()))
+    match Names::new(host).look(Instant::now() + RESOLVE, &AtomicBool::new(false)) {
+        (_, Some(why)) => Err(Error::new(Code::SystemError, "cannot resolve the host of rank 0")
+            .who(why)
+            .hint("set MASTER_ADDR to its IP address")),
+        (found, None) => Ok(Place::Addrs(found)),
+    }
 }
 
 /// First host of a Slurm list: "node[03-05,9],x" is node03.
-fn first_host(list: &str) -> String {
+pub(super) fn first_host(list: &str) -> String {
     let mut host = String::new();
     let mut rest = list;
     while let Some(c) = rest.chars().next() {

@@ -21,12 +21,27 @@ pub(super) struct Identity {
     pub emulated: bool,
 }
 
-/// Reads the host's identity; `GRACCL_HOST_ID` sets ranks of one machine apart.
+/// Longest `GRACCL_HOST_ID`, bytes: every rank's card has it.
+const MAX_LABEL: usize = 256;
+
+/// What `GRACCL_HOST_ID` says.
+pub(super) fn label(value: Option<String>) -> Result<Option<String>> {
+    match value.filter(|l| !l.is_empty()) {
+        Some(l) if l.len() > MAX_LABEL => {
+            Err(Error::argument(format!("GRACCL_HOST_ID has {} bytes", l.len()))
+                .hint(format!("a name of at most {MAX_LABEL} bytes, or none, is enough")))
+        }
+        label => Ok(label),
+    }
+}
+
+/// Reads the host's identity; `GRACCL_HOST_ID` sets ranks of one machine apart. A host without a boot
+/// id is told apart by its name.
 ///
 /// # Errors
-/// None today; a host without a boot id is told apart by its name.
+/// `InvalidArgument` when `GRACCL_HOST_ID` is too long.
 pub(super) fn identity() -> Result<Identity> {
-    let label = std::env::var("GRACCL_HOST_ID").ok().filter(|l| !l.is_empty());
+    let label = label(std::env::var("GRACCL_HOST_ID").ok())?;
     let mut name = hostname();
     let mut hash = Sha256::new();
     match std::fs::read("/proc/sys/kernel/random/boot_id") {
@@ -162,6 +177,26 @@ fn choose(all: &[Interface], filter: Option<&str>, emulated: bool) -> Result<Vec
     }
     chosen.sort_by_key(|i| (i.loopback, !i.running, !i.device, std::cmp::Reverse(i.speed), i.addr.is_ipv6()));
     Ok(chosen)
+}
+
+/// Any filter, on some interfaces.
+pub(super) fn fuzz_choose(filter: &str) {
+    let interface = |name: &str, addr: [u8; 4]| Interface {
+        name: name.into(),
+        addr: addr.into(),
+        loopback: addr[0] == 127,
+        running: true,
+        device: addr[1] == 1,
+        speed: u32::from(addr[3]),
+    };
+    let all =
+        [interface("lo", [127, 0, 0, 1]), interface("eth0", [10, 1, 0, 2]), interface("ib0", [10, 2, 0, 1])];
+    for emulated in [false, true] {
+        match choose(&all, Some(filter), emulated) {
+            Ok(some) => assert!(!some.is_empty()),
+            Err(e) => assert!(e.hint.contains("eth0"), "{e}"),
+        }
+    }
 }
 
 /// The addresses at which this process offers itself to ranks on other hosts.

@@ -151,7 +151,7 @@ impl UniqueId {
         let key: Key = random()?;
         let service = Service::get()?;
         let home = service.home()?;
-        service.open_root(key, 0..0)?;
+        service.open_root(key, 0..0, false)?;
         let parts = IdParts {
             rank0_listens: false,
             keep: false,

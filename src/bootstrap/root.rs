@@ -9,13 +9,15 @@ use super::Member;
 use super::conn::{Conn, listen_tcp, listen_unix};
 use super::handshake::Step;
 use super::service::{Listener, Service, State, no_socket};
-use super::wire::{From, Join, Key, Tag, put_verdict, root_name, seal, tag};
+use super::wire::{From, Join, Key, Tag, Verdict, put_verdict, random, root_name, seal, tag};
 use crate::log::{Level, log};
 use crate::{Error, Result};
 
 /// One key's root. A job's root serves all generations of communicators of that job.
 pub(super) struct Root {
     pub key: Key,
+    /// Takes ranks of this host only: their user has been checked, and the key may be a guessable one.
+    pub local: bool,
     /// What could not be opened, for the hint of an error.
     note: String,
     sessions: HashMap<u32, Session>,
@@ -30,6 +32,10 @@ struct Session {
 }
 
 impl Root {
+    pub fn new(key: Key, local: bool) -> Root {
+        Root { key, local, note: String::new(), sessions: HashMap::new() }
+    }
+
     pub fn next_deadline(&self) -> Option<Instant> {
         let open = self.sessions.values().filter(|s| s.over.is_none());
         open.flat_map(|s| s.joined.values().map(|j| j.1)).min()
@@ -37,10 +43,10 @@ impl Root {
 }
 
 /// "ranks 2, 3" or "rank 2"; long lists are cut.
-pub(super) fn ranks(list: &[usize]) -> String {
-    let text: Vec<String> = list.iter().take(16).map(|r| r.to_string()).collect();
-    let more = if list.len() > 16 { format!(" and {} more", list.len() - 16) } else { String::new() };
-    format!("rank{} {}{more}", if list.len() == 1 { "" } else { "s" }, text.join(", "))
+fn ranks(list: impl Iterator<Item = u32>, len: usize) -> String {
+    let text: Vec<String> = list.take(16).map(|r| r.to_string()).collect();
+    let more = if len > 16 { format!(" and {} more", len - 16) } else { String::new() };
+    format!("rank{} {}{more}", if len == 1 { "" } else { "s" }, text.join(", "))
 }
 
 /// "10 s", "0.5 s".
@@ -50,8 +56,9 @@ pub(super) fn seconds(d: Duration) -> String {
 
 impl Service {
     /// Makes this process the root of a key. It listens at the Unix name of the key and, if `ports`
-    /// is not empty, on the first of those TCP ports that is free. Does nothing if it is already.
-    pub fn open_root(&self, key: Key, ports: Range<u16>) -> Result<()> {
+    /// is not empty, on the first of those TCP ports that is free; `local`: ranks of this host only may
+    /// join. Does nothing if it is already.
+    pub fn open_root(&self, key: Key, ports: Range<u16>, local: bool) -> Result<()> {
         let tag = tag(&key);
         let mut state = self.lock();
         if state.roots.contains_key(&tag) {
@@ -86,7 +93,7 @@ impl Service {
                 }
             }
         }
-        state.roots.insert(tag, Root { key, note, sessions: HashMap::new() });
+        state.roots.insert(tag, Root { note, ..Root::new(key, local) });
         drop(state);
         self.poke();
         Ok(())
@@ -137,7 +144,8 @@ impl State {
             let wait = Duration::from_millis(join.wait_ms.into());
             s.joined.insert(rank, (join.card, now + wait, wait));
             let all = s.joined.len() == s.size as usize;
-            all.then(|| Ok(s.joined.values().map(|j| j.0.clone()).collect()))
+            let members = || s.joined.values().map(|j| j.0.clone()).collect();
+            all.then(|| Ok(Verdict { salt: random()?, members: members() }))
         };
         if let Some(verdict) = verdict {
             self.settle(tag, generation, verdict, join.keep, now);
@@ -160,11 +168,12 @@ impl State {
         for (tag, root) in &self.roots {
             for (generation, s) in root.sessions.iter().filter(|(_, s)| s.over.is_none()) {
                 let Some((_, _, wait)) = s.joined.values().find(|j| j.1 <= now) else { continue };
-                let missing: Vec<usize> =
-                    (0..s.size).filter(|r| !s.joined.contains_key(r)).map(|r| r as usize).collect();
+                // The size is what some rank says: no list of that length.
+                let missing = (0..s.size).filter(|r| !s.joined.contains_key(r));
+                let missing = ranks(missing, s.size as usize - s.joined.len());
                 let e = Error::timeout(format!(
                     "{} of {} did not join within {}",
-                    ranks(&missing),
+                    missing,
                     s.size,
                     seconds(*wait)
                 ))
@@ -191,7 +200,7 @@ impl State {
     }
 
     /// Tells all who joined how it ended. A root whose id serves once ends with success.
-    fn settle(&mut self, tag: Tag, generation: u32, verdict: Result<Vec<Member>>, keep: bool, now: Instant) {
+    fn settle(&mut self, tag: Tag, generation: u32, verdict: Result<Verdict>, keep: bool, now: Instant) {
         if verdict.is_ok() && !keep {
             self.close_root(&tag);
         } else if let Some(s) = self.roots.get_mut(&tag).and_then(|r| r.sessions.get_mut(&generation)) {
@@ -224,9 +233,9 @@ mod tests {
 
     #[test]
     fn texts() {
-        assert_eq!(ranks(&[2]), "rank 2");
-        assert_eq!(ranks(&[2, 3]), "ranks 2, 3");
-        assert!(ranks(&(0..20).collect::<Vec<_>>()).ends_with("14, 15 and 4 more"));
+        assert_eq!(ranks(2..3, 1), "rank 2");
+        assert_eq!(ranks(2..4, 2), "ranks 2, 3");
+        assert!(ranks(0..20, 20).ends_with("14, 15 and 4 more"));
         assert_eq!(seconds(Duration::from_secs(10)), "10 s");
         assert_eq!(seconds(Duration::from_millis(500)), "0.5 s");
     }

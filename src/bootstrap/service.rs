@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, Once};
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,13 @@ use crate::{Code, Error, Result};
 
 /// A stranger must have proved itself within this time.
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
-/// No more strangers than this at a time; the others wait in the listeners' queues.
+/// No more strangers than this at a time by TCP, and as many by Unix sockets; the others wait in the
+/// listeners' queues.
 const MAX_STRANGERS: usize = 256;
+/// When so many are here, one that has not proved itself within this time makes room for another.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between looks at what may end a wait early.
+const CANCEL: Duration = Duration::from_millis(20);
 /// Without a free descriptor for this long, those who wait for a connection are told.
 const NO_FDS: Duration = Duration::from_millis(500);
 
@@ -56,8 +61,6 @@ pub(super) enum Outcome {
     Verdict(Vec<u8>),
     /// None of the addresses led to the right process; the text says what was tried.
     Nobody(String),
-    /// The deadline came first; the text says what was tried in vain until then, if anything.
-    Late(String),
 }
 
 pub(super) enum Task {
@@ -78,8 +81,8 @@ pub(super) struct State {
     home: Option<Home>,
     pub listeners: Vec<Listener>,
     pub roots: HashMap<Tag, Root>,
-    /// Ranks of this process that accept peers, with their communicator's key.
-    pub ends: HashMap<(Tag, u32), Key>,
+    /// Ranks of this process that accept peers, with their communicator's key once it is known.
+    pub ends: HashMap<(Tag, u32), Option<Key>>,
     pub conns: HashMap<u64, (Conn, Step)>,
     pub tickets: HashMap<u64, Ticket>,
     /// Peers that came and could not be taken in: (communicator, rank here, peer).
@@ -102,14 +105,34 @@ impl State {
         }
     }
 
+    /// If no more strangers may come in by Unix sockets or by TCP: when the one that came first may be put
+    /// out for another, and its token.
+    fn full(&self, unix: bool) -> Option<(Instant, u64)> {
+        let strangers = || self.conns.iter().filter(|(_, (c, step))| step.is_stranger() && c.unix == unix);
+        let first = strangers().filter_map(|(token, (c, _))| Some((c.deadline?, *token))).min();
+        first
+            .filter(|_| strangers().count() >= MAX_STRANGERS)
+            .map(|(d, token)| (d - HANDSHAKE + PATIENCE, token))
+    }
+
     /// Takes in whoever waits at listener `i`.
     fn accept(&mut self, i: usize, now: Instant) {
         for _ in 0..64 {
             let Some(l) = self.listeners.get(i) else { return };
             let unix = l.unix;
+            let full = self.full(unix);
+            if full.is_some_and(|(until, _)| now < until) {
+                return;
+            }
+            let Some(l) = self.listeners.get(i) else { return };
             match l.sock.accept() {
                 Ok((sock, from)) => {
                     self.no_fds_since = None;
+                    if let Some((_, first)) = full
+                        && let Some((c, step)) = self.conns.remove(&first)
+                    {
+                        self.closed(first, c, step, "it was silent, and others wait".into(), now);
+                    }
                     let from = from.as_socket().map_or("unix".into(), |a| a.to_string());
                     self.welcome(sock, unix, from, now);
                 }
@@ -124,7 +147,7 @@ impl State {
         }
     }
 
-    fn welcome(&mut self, sock: Socket, unix: bool, from: String, now: Instant) {
+    pub fn welcome(&mut self, sock: Socket, unix: bool, from: String, now: Instant) {
         if sock.set_nonblocking(true).is_err() {
             return;
         }
@@ -147,7 +170,7 @@ impl State {
     }
 
     /// Does what is due, and says when the next thing will be.
-    fn timers(&mut self, now: Instant) -> Option<Instant> {
+    pub fn timers(&mut self, now: Instant) -> Option<Instant> {
         let late: Vec<u64> = self
             .conns
             .iter()
@@ -172,7 +195,8 @@ impl State {
         let conns = self.conns.values().filter_map(|(c, _)| c.deadline);
         let dials = self.tickets.values().filter_map(Ticket::dial_next);
         let roots = self.roots.values().filter_map(Root::next_deadline);
-        conns.chain(dials).chain(roots).chain(self.accept_after).min()
+        let full = [false, true].into_iter().filter_map(|unix| Some(self.full(unix)?.0)).filter(|t| *t > now);
+        conns.chain(dials).chain(roots).chain(full).chain(self.accept_after).min()
     }
 
     /// Nobody can be accepted for want of descriptors: fails everything that waits for that.
@@ -241,17 +265,7 @@ impl Service {
         if state.running {
             return Ok(());
         }
-        // The application's signal handlers must not run on this thread.
-        // SAFETY: both sets are valid places; the old mask is restored below.
-        let old = unsafe {
-            let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-            old
-        };
-        let made = std::thread::Builder::new().name("graccl-boot".into()).spawn(|| self.run());
-        // SAFETY: `old` is the mask read above.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
+        let made = spawn("graccl-boot", || self.run());
         made.map_err(|e| Error::io("cannot start the service thread", &e))?;
         state.running = true;
         Ok(())
@@ -299,15 +313,29 @@ impl Service {
         Ok(home)
     }
 
-    /// Waits until `ticket` has a result or the deadline passes. The ticket is used up.
-    pub fn wait(&self, ticket: u64, deadline: Instant) -> Result<Outcome> {
-        let result = self.look(ticket, deadline);
+    /// Waits for `ticket`'s result, not longer than `deadline`, nor much longer once `cancel` is set.
+    pub fn wait(&self, ticket: u64, deadline: Instant, cancel: &AtomicBool) -> Option<Result<Outcome>> {
+        loop {
+            let now = Instant::now();
+            let result = self.look(ticket, (now + CANCEL).min(deadline));
+            if result.is_some() {
+                self.give_up(ticket);
+                return result;
+            }
+            if now >= deadline || cancel.load(Ordering::Relaxed) {
+                return None;
+            }
+        }
+    }
+
+    /// Ends a ticket; says what was tried in vain until now, if anything.
+    pub fn give_up(&self, ticket: u64) -> String {
         let left = self.lock().cancel(ticket);
         self.poke();
-        result.unwrap_or_else(|| match left.map(|t| t.task) {
-            Some(Task::Dial(d)) => Ok(Outcome::Late(d.failures.join("; "))),
-            _ => Ok(Outcome::Late(String::new())),
-        })
+        match left.map(|t| t.task) {
+            Some(Task::Dial(d)) => d.failures.join("; "),
+            _ => String::new(),
+        }
     }
 
     /// Waits for `ticket`'s result, not longer than `until`. The ticket stays.
@@ -340,17 +368,22 @@ impl Service {
         let mut tokens: Vec<u64> = Vec::new();
         loop {
             let mut state = self.lock();
-            let next = state.timers(Instant::now());
+            let now = Instant::now();
+            let next = state.timers(now);
             self.notify();
             fds.clear();
             tokens.clear();
             let watch = |fd: &dyn AsRawFd, events| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
             fds.push(watch(&self.wake, libc::POLLIN));
-            let strangers = state.conns.values().filter(|(_, s)| s.is_stranger()).count();
-            let listening = state.accept_after.is_none() && strangers < MAX_STRANGERS;
-            let listeners = if listening { state.listeners.len() } else { 0 };
-            fds.extend(state.listeners[..listeners].iter().map(|l| watch(&l.sock, libc::POLLIN)));
-            for (token, (c, step)) in &state.conns {
+            let listening =
+                |unix| state.accept_after.is_none() && state.full(unix).is_none_or(|f| f.0 <= now);
+            let listening = [listening(false), listening(true)];
+            let listeners = state.listeners.len();
+            fds.extend(state.listeners.iter().map(|l| match listening[usize::from(l.unix)] {
+                true => watch(&l.sock, libc::POLLIN),
+                false => libc::pollfd { fd: -1, events: 0, revents: 0 },
+            }));
+            for (token, (c, step)) in state.conns.iter().filter(|(_, (c, step))| !step.waits_for_key(c)) {
                 let write = c.wants_to_write() || matches!(step, Step::Connecting { .. });
                 fds.push(watch(&c.sock, libc::POLLIN | if write { libc::POLLOUT } else { 0 }));
                 tokens.push(*token);
@@ -385,6 +418,21 @@ impl Service {
             }
         }
     }
+}
+
+/// Starts a thread on which none of the application's signal handlers run.
+pub(super) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // SAFETY: both sets are valid places; the old mask is restored below.
+    let old = unsafe {
+        let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        old
+    };
+    let made = std::thread::Builder::new().name(name.into()).spawn(f);
+    // SAFETY: `old` is the mask read above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
+    made.map(drop)
 }
 
 pub(super) fn no_fds_left() -> Error {

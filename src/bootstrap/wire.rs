@@ -25,7 +25,7 @@ pub(super) type Key = [u8; 32];
 pub(super) type Tag = [u8; 16];
 
 /// Raised whenever a layout in this file changes.
-pub(super) const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 2;
 const MAGIC: &[u8; 6] = b"GRACCL";
 pub(super) const HELLO_LEN: usize = 72;
 pub(super) const ANSWER_LEN: usize = 72;
@@ -59,6 +59,12 @@ pub(super) fn tag(key: &Key) -> Tag {
 /// Key of the `generation`th communicator of a job.
 pub(super) fn generation_key(key: &Key, generation: u32) -> Key {
     mac(key, &[b"graccl generation\0", &generation.to_le_bytes()])
+}
+
+/// Key of one communicator, in which its root has a share: ranks that come together in the same way
+/// another time, with the same secret, have another key, and a guessable secret does not give it away.
+pub(super) fn salted_key(key: &Key, salt: &Key) -> Key {
+    mac(key, &[b"graccl session\0", salt])
 }
 
 /// Abstract Unix name at which the root of a key listens.
@@ -360,12 +366,21 @@ fn member(r: &mut Reader<'_>) -> Option<Member> {
     Some(Member { rank, host, hostname, pid, addrs, port, unix })
 }
 
-/// What the root tells every rank in the end: all members, or what went wrong.
-pub(super) fn put_verdict(verdict: &Result<Vec<Member>>) -> Vec<u8> {
+/// What the root tells every rank in the end, if nothing went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// Random: see [`salted_key`].
+    pub salt: Key,
+    /// By rank.
+    pub members: Vec<Member>,
+}
+
+pub(super) fn put_verdict(verdict: &Result<Verdict>) -> Vec<u8> {
     let mut b = Vec::new();
     match verdict {
-        Ok(members) => {
+        Ok(Verdict { salt, members }) => {
             b.push(0);
+            b.extend_from_slice(salt);
             b.extend_from_slice(&(members.len() as u32).to_le_bytes());
             members.iter().for_each(|m| put_member(&mut b, m));
         }
@@ -378,17 +393,18 @@ pub(super) fn put_verdict(verdict: &Result<Vec<Member>>) -> Vec<u8> {
 }
 
 /// `None` if this is no verdict for `size` ranks.
-pub(super) fn parse_verdict(b: &[u8], size: usize) -> Option<Result<Vec<Member>>> {
+pub(super) fn parse_verdict(b: &[u8], size: usize) -> Option<Result<Verdict>> {
     let mut r = Reader(b);
     match r.u8()? {
         0 => {
+            let salt = r.array()?;
             if r.u32()? as usize != size {
                 return None;
             }
             let members = (0..size)
                 .map(|rank| member(&mut r).filter(|m| m.rank == rank))
                 .collect::<Option<Vec<_>>>()?;
-            r.0.is_empty().then_some(Ok(members))
+            r.0.is_empty().then_some(Ok(Verdict { salt, members }))
         }
         code => {
             let code = [Code::SystemError, Code::InvalidUsage, Code::RemoteError, Code::Timeout]
@@ -488,14 +504,14 @@ mod tests {
         for n in 0..b.len() {
             assert_eq!(Join::parse(&b[..n]), None, "cut at {n}");
         }
-        let all = Ok(vec![card(0), card(1)]);
+        let all = Ok(Verdict { salt: [6; 32], members: vec![card(0), card(1)] });
         let b = put_verdict(&all);
         assert_eq!(parse_verdict(&b, 2), Some(all));
         assert_eq!(parse_verdict(&b, 3), None);
         for n in 0..b.len() {
             assert_eq!(parse_verdict(&b[..n], 2), None, "cut at {n}");
         }
-        let e: Result<Vec<Member>> = Err(Error::timeout("late").who("rank 1").hint("wait"));
+        let e: Result<Verdict> = Err(Error::timeout("late").who("rank 1").hint("wait"));
         assert_eq!(parse_verdict(&put_verdict(&e), 2), Some(e));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The rule (NCCL's) that lets programs and libraries of different age meet: the caller writes
 //! `sizeof` its struct and its `GRACCL_VERSION` into the head; the library copies the smaller of the
-//! two sizes over unset fields. Fields are only ever added at the end. The first added field will lie
-//! where older callers have padding, so [`settings`] then also unsets what is younger than `version`.
+//! two sizes over unset fields. Fields are only ever added at the end. The first that was added,
+//! `blocking`, lies where the callers before it have padding: it counts only in a larger struct.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::offset_of;
@@ -20,7 +20,7 @@ const FIRST_VERSION: c_int = 100;
 
 /// Settings of one communicator. Start from GRACCL_CONFIG_INITIALIZER and set what should differ:
 /// a field left at GRACCL_UNSET or NULL takes its value from the environment variable named here, or
-/// else the default. All ranks must use the same transport and algorithm.
+/// else the default. All ranks must use the same transport, algorithm, deterministic and encrypt.
 #[repr(C)]
 pub struct graccl_config_t {
     /// sizeof(graccl_config_t), by the initialiser.
@@ -42,9 +42,21 @@ pub struct graccl_config_t {
     /// 1: prove every schedule for this job's ranks before its first use; 0: do not. GRACCL_VERIFY;
     /// 0.
     pub verify: c_int,
+    /// 0: the functions that join return GRACCL_IN_PROGRESS at once, and graccl_comm_get_async_error
+    /// tells when all ranks have joined; 1: they wait. No variable; 1.
+    pub blocking: c_int,
+    /// 1: results have the same bits whatever the count of ranks per host, the transport and the
+    /// algorithm, at some cost in speed; 0: they have them on all ranks of a call, no more.
+    /// GRACCL_DETERMINISTIC; 0.
+    pub deterministic: c_int,
+    /// 1: encrypt what goes over TCP; 0: do not. GRACCL_ENCRYPT; 0.
+    pub encrypt: c_int,
 }
 
 const UNSET: c_int = c_int::MIN;
+
+/// The first struct's size, with 4 bytes of padding at its end.
+const FIRST_SIZE: usize = offset_of!(graccl_config_t, blocking) + 4;
 
 /// What follows the head can be left out by an older caller.
 const HEAD: usize = offset_of!(graccl_config_t, timeout_ms);
@@ -67,6 +79,9 @@ unsafe fn copied(config: *const graccl_config_t) -> Result<graccl_config_t> {
         transport: ptr::null(),
         algorithm: ptr::null(),
         verify: UNSET,
+        blocking: UNSET,
+        deterministic: UNSET,
+        encrypt: UNSET,
     };
     // SAFETY: the size comes first in every version; only as much as it says is read.
     let size = unsafe { (&raw const (*config).size).read() };
@@ -81,6 +96,9 @@ unsafe fn copied(config: *const graccl_config_t) -> Result<graccl_config_t> {
             "config.magic = {:#x} is not {GRACCL_CONFIG_MAGIC:#x}",
             own.magic
         )));
+    }
+    if size <= FIRST_SIZE {
+        own.blocking = UNSET;
     }
     if own.version < FIRST_VERSION {
         return Err(not_initialised(format!("config.version = {} is older than 0.1.0", own.version)));
@@ -97,6 +115,16 @@ fn milliseconds(field: &str, value: c_int, otherwise: Duration) -> Result<Durati
     }
 }
 
+fn switch(field: &str, value: c_int, otherwise: bool) -> Result<bool> {
+    match value {
+        UNSET => Ok(otherwise),
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Error::argument(format!("config.{field} = {other} is neither 0 nor 1"))
+            .hint("or leave it at GRACCL_UNSET")),
+    }
+}
+
 /// # Safety
 /// `value` is null or a C string.
 unsafe fn text<'a>(field: &str, value: *const c_char) -> Result<Option<&'a str>> {
@@ -110,15 +138,23 @@ unsafe fn text<'a>(field: &str, value: *const c_char) -> Result<Option<&'a str>>
     }
 }
 
+/// What a [`graccl_config_t`] says.
+#[derive(Debug, PartialEq)]
+pub(super) struct Settings {
+    pub config: Config,
+    /// Whether the functions that join wait for the other ranks.
+    pub blocking: bool,
+}
+
 /// The environment's settings, overridden by `config` unless that is null.
 ///
 /// # Safety
 /// `config` is null or points to a struct that is readable for the `size` it says; its texts are
 /// null or C strings.
-pub(super) unsafe fn settings(config: *const graccl_config_t) -> Result<Config> {
+pub(super) unsafe fn settings(config: *const graccl_config_t) -> Result<Settings> {
     let mut settings = Config::from_env()?;
     if config.is_null() {
-        return Ok(settings);
+        return Ok(Settings { config: settings, blocking: true });
     }
     // SAFETY: the caller's promise, here and for the texts below.
     let own = unsafe { copied(config) }?;
@@ -138,16 +174,38 @@ pub(super) unsafe fn settings(config: *const graccl_config_t) -> Result<Config> 
     if let Some(name) = unsafe { text("algorithm", own.algorithm) }? {
         settings.algorithm = (name != "auto").then(|| name.to_owned());
     }
-    settings.verify = match own.verify {
-        UNSET => settings.verify,
-        0 => false,
-        1 => true,
-        other => {
-            return Err(Error::argument(format!("config.verify = {other} is neither 0 nor 1"))
-                .hint("or leave it at GRACCL_UNSET"));
-        }
-    };
-    Ok(settings)
+    settings.verify = switch("verify", own.verify, settings.verify)?;
+    settings.deterministic = switch("deterministic", own.deterministic, settings.deterministic)?;
+    settings.encrypt = switch("encrypt", own.encrypt, settings.encrypt)?;
+    Ok(Settings { config: settings, blocking: switch("blocking", own.blocking, true)? })
+}
+
+/// Checks the settings of a communicator that is made from another, whose settings it has: none may be
+/// set.
+///
+/// # Safety
+/// As [`settings`].
+pub(super) unsafe fn inherited(config: *const graccl_config_t) -> Result<()> {
+    if config.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    let own = unsafe { copied(config) }?;
+    let numbers = [
+        ("timeout_ms", own.timeout_ms),
+        ("init_timeout_ms", own.init_timeout_ms),
+        ("verify", own.verify),
+        ("blocking", own.blocking),
+        ("deterministic", own.deterministic),
+        ("encrypt", own.encrypt),
+    ];
+    let texts = [("transport", own.transport), ("algorithm", own.algorithm)];
+    let set = numbers.iter().find(|(_, value)| *value != UNSET).map(|(field, _)| field);
+    match set.or(texts.iter().find(|(_, value)| !value.is_null()).map(|(field, _)| field)) {
+        None => Ok(()),
+        Some(field) => Err(Error::argument(format!("config.{field} cannot be set here"))
+            .hint("the new communicator has the settings of comm: pass NULL")),
+    }
 }
 
 #[cfg(test)]
@@ -163,9 +221,16 @@ mod tests {
         transport: ptr::null(),
         algorithm: ptr::null(),
         verify: UNSET,
+        blocking: UNSET,
+        deterministic: UNSET,
+        encrypt: UNSET,
     };
 
     fn read(config: &graccl_config_t) -> Result<Config> {
+        read_all(config).map(|settings| settings.config)
+    }
+
+    fn read_all(config: &graccl_config_t) -> Result<Settings> {
         // SAFETY: a whole struct, whose texts are literals; a size above it is cut.
         unsafe { settings(config) }
     }
@@ -173,7 +238,8 @@ mod tests {
     #[test]
     fn unset_fields_are_the_environments() {
         let environment = Config::from_env().unwrap();
-        assert_eq!(read(&INITIALIZER).unwrap(), environment);
+        let environment = Settings { config: environment, blocking: true };
+        assert_eq!(read_all(&INITIALIZER).unwrap(), environment);
         // SAFETY: null is allowed.
         assert_eq!(unsafe { settings(ptr::null()) }.unwrap(), environment);
     }
@@ -186,6 +252,9 @@ mod tests {
             transport: c"tcp".as_ptr(),
             algorithm: c"ring".as_ptr(),
             verify: 1,
+            blocking: 0,
+            deterministic: 1,
+            encrypt: 1,
             ..INITIALIZER
         };
         let expected = Config {
@@ -194,8 +263,10 @@ mod tests {
             timeout: Duration::from_millis(1500),
             init_timeout: Duration::from_millis(20),
             verify: true,
+            deterministic: true,
+            encrypt: true,
         };
-        assert_eq!(read(&config).unwrap(), expected);
+        assert_eq!(read_all(&config).unwrap(), Settings { config: expected, blocking: false });
     }
 
     #[test]
@@ -205,6 +276,31 @@ mod tests {
         let read = read(&config).unwrap();
         assert_eq!(read.timeout, Duration::from_millis(7));
         assert_eq!(read.transport, Config::from_env().unwrap().transport);
+    }
+
+    #[test]
+    fn the_first_structs_padding_is_not_read() {
+        #[repr(C)]
+        struct First {
+            head: (usize, u32, c_int, c_int, c_int),
+            texts: [*const c_char; 2],
+            verify: c_int,
+        }
+        assert_eq!(size_of::<First>(), FIRST_SIZE);
+        let config = graccl_config_t { size: FIRST_SIZE, verify: 1, blocking: 0, ..INITIALIZER };
+        let read = read_all(&config).unwrap();
+        assert!(read.blocking && read.config.verify);
+    }
+
+    #[test]
+    fn what_is_inherited_cannot_be_set() {
+        // SAFETY: null, or a whole struct, whose text is a literal.
+        let inherited = |config: *const graccl_config_t| unsafe { inherited(config) };
+        assert!(inherited(ptr::null()).is_ok() && inherited(&INITIALIZER).is_ok());
+        let error = inherited(&graccl_config_t { encrypt: 1, ..INITIALIZER }).unwrap_err();
+        assert!(error.what.starts_with("config.encrypt"), "{error}");
+        let error = inherited(&graccl_config_t { algorithm: c"ring".as_ptr(), ..INITIALIZER }).unwrap_err();
+        assert!(error.what.starts_with("config.algorithm"), "{error}");
     }
 
     #[test]
@@ -232,6 +328,9 @@ mod tests {
             (graccl_config_t { transport: c"pigeon".as_ptr(), ..INITIALIZER }, "config.transport"),
             (graccl_config_t { algorithm: c"\xff".as_ptr(), ..INITIALIZER }, "config.algorithm"),
             (graccl_config_t { verify: 2, ..INITIALIZER }, "config.verify"),
+            (graccl_config_t { blocking: -1, ..INITIALIZER }, "config.blocking"),
+            (graccl_config_t { deterministic: 2, ..INITIALIZER }, "config.deterministic"),
+            (graccl_config_t { encrypt: 7, ..INITIALIZER }, "config.encrypt"),
         ] {
             let error = read(&config).unwrap_err();
             assert_eq!(error.code, crate::Code::InvalidArgument);

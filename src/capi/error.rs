@@ -84,8 +84,13 @@ fn c_string(text: &str) -> CString {
 pub(super) fn record(comm: *const graccl_comm_t, text: &str) {
     // A call from a destructor that runs after this thread's own variables are gone has no text.
     let _ = THREAD.try_with(|thread| thread.borrow_mut().failed = Some(c_string(text)));
-    if let Ok(entry) = handle::shared(comm) {
-        *entry.last_error() = Some(text.to_owned());
+    keep(comm, text);
+}
+
+/// Keeps the text for the communicator alone, if it is live.
+pub(super) fn keep(comm: *const graccl_comm_t, text: impl ToString) {
+    if let Ok(entry) = handle::glance(comm) {
+        *entry.last_error() = Some(text.to_string());
     }
 }
 
@@ -110,14 +115,16 @@ pub extern "C" fn graccl_get_error_string(result: ResultInt) -> *const c_char {
 ///         only after a call that failed.
 ///
 /// The text belongs to graccl and is valid until the calling thread's next graccl call or its end.
-/// May be called by any thread at any time.
+/// A call that failed after it was started or in a group counts as the one that reported it:
+/// graccl_request_test, graccl_request_wait, graccl_group_end, graccl_comm_get_async_error. May be
+/// called by any thread at any time.
 #[unsafe(no_mangle)]
 pub extern "C" fn graccl_last_error(comm: *const graccl_comm_t) -> *const c_char {
     let text = catch_unwind(|| {
         let lend = |thread: &RefCell<Texts>| {
             let thread = &mut *thread.borrow_mut();
             if thread.failed.is_none() {
-                let entry = handle::shared(comm).ok();
+                let entry = handle::glance(comm).ok();
                 thread.borrowed = entry.and_then(|entry| entry.last_error().as_deref().map(c_string));
             }
             thread.failed.as_ref().or(thread.borrowed.as_ref()).map(|text| text.as_ptr())

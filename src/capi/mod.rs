@@ -9,26 +9,37 @@
 //! - every function's body stands in `entry!`, so that no panic reaches C;
 //! - where the header says `enum`, Rust says `c_int`: C may pass any number, and a Rust enum with
 //!   an unknown value is undefined behaviour;
-//! - a `graccl_comm_t *` is never followed: it is a ticket that `handle` looks up, so a
-//!   communicator that was destroyed, or a wild pointer, is an error and not a crash.
+//! - a `graccl_comm_t *` or `graccl_request_t *` is never followed: it is a ticket that `handle` looks
+//!   up, so a communicator that was destroyed, or a wild pointer, is an error and not a crash.
 //!
 //! The functions are `unsafe` because C's pointers are trusted to be what each function's text asks
 //! for; that text is written for C and is the safety contract.
-#![allow(non_camel_case_types, clippy::missing_safety_doc)]
+// The texts are written for C: brackets in them are indices.
+#![allow(non_camel_case_types, clippy::missing_safety_doc, rustdoc::broken_intra_doc_links)]
 
+mod call;
 mod collective;
 mod comm;
 mod config;
 mod error;
+mod group;
 mod handle;
 mod memory;
+mod p2p;
+mod panics;
+mod red_op;
+mod request;
 
 pub use collective::*;
 pub use comm::*;
 pub use config::*;
 pub use error::*;
-pub use handle::graccl_comm_t;
+pub use group::*;
+pub use handle::{graccl_comm_t, graccl_request_t};
 pub use memory::*;
+pub use p2p::*;
+pub use red_op::*;
+pub use request::*;
 
 use std::any::Any;
 use std::ffi::c_int;
@@ -98,8 +109,8 @@ fn panicked(function: &'static str, comm: *mut graccl_comm_t, panic: &(dyn Any +
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
     // The communicator may be in any state: end it on all ranks, so that none waits for this one.
-    let _ = catch_unwind(|| handle::shared(comm).map(|entry| entry.comm.abort()));
-    let error = Error::internal(format!("panic: {text}"));
+    let _ = catch_unwind(|| handle::glance(comm).map(|entry| entry.comm.abort()));
+    let error = Error::internal(format!("panic: {text}{}", panics::place()));
     fail(function, comm, error.hint("this is a bug in graccl, please report it"))
 }
 
@@ -124,10 +135,11 @@ mod tests {
         let number = 7;
         let code = entry!(graccl_test on NO_COMM, not_null [], { panic!("lost chunk {number}") });
         assert_eq!(code, graccl_result_t::GRACCL_INTERNAL_ERROR as ResultInt);
-        assert!(last_error().starts_with("panic: lost chunk 7 [graccl_test]"), "{}", last_error());
+        let text = last_error();
+        assert!(text.starts_with("panic: lost chunk 7") && text.contains(" [graccl_test] -> "), "{text}");
         let code = entry!(graccl_test on NO_COMM, not_null [], { panic!("plain") });
         assert_eq!(code, graccl_result_t::GRACCL_INTERNAL_ERROR as ResultInt);
-        assert!(last_error().starts_with("panic: plain [graccl_test]"), "{}", last_error());
+        assert!(last_error().starts_with("panic: plain"), "{}", last_error());
     }
 
     #[test]

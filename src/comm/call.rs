@@ -1,9 +1,9 @@
-//! One call of a collective, as data.
+//! One call, as data: what it is, whether its arguments make sense, and how people read it.
 
 use std::sync::Arc;
 
 use crate::schedule::Collective;
-use crate::{DataType, RedOp, Reduction};
+use crate::{DataType, Error, RedOp, Reduction, Result};
 
 /// A call of a collective: what every form of it (blocking, non-blocking, in a group) is made of.
 ///
@@ -75,7 +75,7 @@ impl Call {
 impl Extent {
     /// Blocks of these counts, one behind the other.
     pub fn packed(counts: &[usize]) -> Arc<[Extent]> {
-        let mut at = 0;
+        let mut at = 0usize;
         let extents = counts.iter().map(|&count| {
             let e = Extent { at, count };
             at = at.saturating_add(count);
@@ -83,4 +83,377 @@ impl Extent {
         });
         extents.collect()
     }
+}
+
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Verb {
+    Do(Collective),
+    Barrier,
+    Send,
+    Recv,
+}
+
+impl Verb {
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Do(c) => c.name(),
+            Verb::Barrier => "barrier",
+            Verb::Send => "send",
+            Verb::Recv => "recv",
+        }
+    }
+
+    pub fn collective(self) -> Option<Collective> {
+        match self {
+            Verb::Do(c) => Some(c),
+            Verb::Barrier => Some(Collective::AllReduce),
+            Verb::Send | Verb::Recv => None,
+        }
+    }
+
+    #[inline]
+    fn number(self) -> u64 {
+        match self {
+            Verb::Do(c) => c as u64,
+            Verb::Barrier => 32,
+            Verb::Send => 33,
+            Verb::Recv => 34,
+        }
+    }
+}
+
+/// What a call looks like; equal keys share all preparation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub verb: Verb,
+    /// Root, or the peer of a send or receive.
+    pub root: u32,
+    /// Elements of a block.
+    pub count: usize,
+    pub dtype: DataType,
+    pub op: RedOp,
+}
+
+/// Entries of the table that finds a prepared call without hashing.
+pub(super) const QUICK: usize = 64;
+
+impl Key {
+    pub fn barrier() -> Key {
+        Key { verb: Verb::Barrier, root: 0, count: 0, dtype: DataType::U8, op: RedOp::Max }
+    }
+
+    /// For people and for comparing calls: the same text on all ranks that agree.
+    pub fn text(&self) -> String {
+        let Key { verb, root, count, dtype, op } = self;
+        let mut text = match verb {
+            Verb::Barrier => return "barrier".into(),
+            _ => format!("{} of {count} {}", verb.name(), dtype.name()),
+        };
+        if verb.collective().is_some_and(Collective::reduces) {
+            text += &format!(" ({})", op.name());
+        }
+        match verb {
+            Verb::Do(Collective::Broadcast | Collective::Scatter) | Verb::Recv => {
+                text + &format!(" from rank {root}")
+            }
+            Verb::Do(Collective::Reduce | Collective::Gather) | Verb::Send => {
+                text + &format!(" to rank {root}")
+            }
+            _ => text,
+        }
+    }
+
+    #[inline]
+    pub fn quick(&self) -> usize {
+        let h = (self.count as u64) << 20
+            | u64::from(self.root) << 12 & 0xf_f000
+            | self.verb.number() << 7
+            | (self.dtype as u64) << 3
+            | self.op as u64;
+        (h.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize % QUICK
+    }
+}
+
+/// A call whose arguments have been checked, for one rank.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    pub key: Key,
+    pub send: *const u8,
+    pub recv: *mut u8,
+    /// For the forms with uneven counts.
+    pub each: Option<Each>,
+    /// The input is where the output goes, or there is no input.
+    pub in_place: bool,
+    pub factor: Option<crate::Factor>,
+}
+
+/// Uneven counts of one rank.
+#[derive(Clone, Debug)]
+pub(super) struct Each {
+    pub send: Arc<[Extent]>,
+    pub recv: Arc<[Extent]>,
+}
+
+// SAFETY: as for `Call`.
+unsafe impl Send for Work {}
+
+impl Work {
+    /// Checks a call on `rank` of `n` ranks.
+    #[inline]
+    pub fn of(call: &Call, rank: usize, n: usize) -> Result<Work> {
+        let Counts::Even(count) = call.counts else { return Work::uneven(call, rank, n) };
+        let c = call.collective;
+        if call.root >= n || (c.reduces() && (call.op.factor.is_some() || call.op.op == RedOp::Avg)) {
+            check_operation(call, n)?;
+        }
+        let size = call.dtype.size();
+        let (nsend, nrecv) = (c.send_blocks(n, call.root, rank), c.recv_blocks(n, call.root, rank));
+        let most = nsend.max(nrecv).max(1);
+        if count > isize::MAX as usize / size / most {
+            return Err(too_large(call, count, most));
+        }
+        let (sent, got) = (nsend * count * size, nrecv * count * size);
+        if (sent != 0 && call.send.is_null()) || (got != 0 && call.recv.is_null()) {
+            return Err(null(call, sent != 0 && call.send.is_null()));
+        }
+        let shared = match c {
+            Collective::AllToAll => None,
+            _ if nsend == 0 || nrecv == 0 => None,
+            Collective::AllGather | Collective::Gather => Some((0, rank)),
+            Collective::ReduceScatter | Collective::Scatter => Some((rank, 0)),
+            _ => Some((0, 0)),
+        };
+        let in_place = match shared {
+            Some((s, r)) => {
+                (call.send as usize).wrapping_add(s * count * size)
+                    == (call.recv as usize).wrapping_add(r * count * size)
+            }
+            None => nsend == 0,
+        };
+        if !in_place && overlap((call.send as usize, sent), (call.recv as usize, got)) {
+            return Err(overlapping(call));
+        }
+        let key = Key {
+            verb: Verb::Do(c),
+            root: call.root as u32,
+            count,
+            dtype: call.dtype,
+            op: if c.reduces() { call.op.op } else { RedOp::Sum },
+        };
+        let factor = if c.reduces() { call.op.factor } else { None };
+        Ok(Work { key, send: call.send, recv: call.recv, each: None, in_place, factor })
+    }
+
+    #[cold]
+    fn uneven(call: &Call, rank: usize, n: usize) -> Result<Work> {
+        let Counts::Each { send, recv } = &call.counts else {
+            return Err(Error::internal("a call with even counts"));
+        };
+        let c = call.collective;
+        check_operation(call, n)?;
+        use Collective::*;
+        if !matches!(c, ReduceScatter | AllGather | Gather | Scatter | AllToAll) {
+            return Err(Error::argument(format!("{} has no form with uneven counts", c.name())));
+        }
+        let (nsend, nrecv) = (c.send_blocks(n, call.root, rank), c.recv_blocks(n, call.root, rank));
+        for (list, want, what) in [(send, nsend, "send"), (recv, nrecv, "receive")] {
+            if list.len() != want {
+                let what = format!("{} counts for {want} blocks of the {what} buffer", list.len());
+                return Err(Error::argument(what).who(name(call)));
+            }
+        }
+        let size = call.dtype.size();
+        let end = |list: &[Extent]| -> Result<usize> {
+            let mut most = 0usize;
+            for e in list.iter().filter(|e| e.count > 0) {
+                let end = e.at.checked_add(e.count).filter(|&e| e <= isize::MAX as usize / size);
+                most = most.max(end.ok_or_else(|| too_large(call, e.count, 1))?);
+            }
+            Ok(most * size)
+        };
+        let (sent, got) = (end(send)?, end(recv)?);
+        if (sent != 0 && call.send.is_null()) || (got != 0 && call.recv.is_null()) {
+            return Err(null(call, sent != 0 && call.send.is_null()));
+        }
+        let mut sorted: Vec<&Extent> = recv.iter().filter(|e| e.count > 0).collect();
+        sorted.sort_unstable_by_key(|e| e.at);
+        if let Some(w) = sorted.windows(2).find(|w| w[0].at + w[0].count > w[1].at) {
+            let what =
+                format!("blocks of the receive buffer overlap, at elements {} and {}", w[0].at, w[1].at);
+            return Err(Error::argument(what).who(name(call)).hint("look at counts and displacements"));
+        }
+        let block = match c {
+            AllToAll => None,
+            _ => Some(rank),
+        };
+        let shared = block.and_then(|b| {
+            let s = c.sent(n, call.root, rank, b).map(|i| send[i])?;
+            let r = c.received(n, call.root, rank, b).map(|i| recv[i])?;
+            Some((s, r))
+        });
+        if let Some((s, r)) = shared
+            && s.count != r.count
+        {
+            let what =
+                format!("this rank's own block has {} elements to send and {} to receive", s.count, r.count);
+            return Err(Error::argument(what).who(name(call)));
+        }
+        let at = |base: usize, e: Extent| base.wrapping_add(e.at * size);
+        let in_place = match shared {
+            Some((s, r)) => at(call.send as usize, s) == at(call.recv as usize, r),
+            None => nsend == 0,
+        };
+        if !in_place && overlap((call.send as usize, sent), (call.recv as usize, got)) {
+            return Err(overlapping(call));
+        }
+        if c == AllToAll && send[rank].count != recv[rank].count {
+            let what = format!(
+                "this rank sends itself {} elements and receives {}",
+                send[rank].count, recv[rank].count
+            );
+            return Err(Error::argument(what).who(name(call)));
+        }
+        // What all ranks know alike.
+        let known = match c {
+            ReduceScatter => send.iter().map(|e| e.count).sum(),
+            AllGather => recv.iter().map(|e| e.count).sum(),
+            _ => 0,
+        };
+        let key = Key {
+            verb: Verb::Do(c),
+            root: call.root as u32,
+            count: known,
+            dtype: call.dtype,
+            op: if c.reduces() { call.op.op } else { RedOp::Sum },
+        };
+        let each = Some(Each { send: send.clone(), recv: recv.clone() });
+        let factor = if c.reduces() { call.op.factor } else { None };
+        Ok(Work { key, send: call.send, recv: call.recv, each, in_place, factor })
+    }
+
+    /// A send to `peer` or a receive from it.
+    pub fn point(
+        verb: Verb,
+        buffer: *mut u8,
+        count: usize,
+        dtype: DataType,
+        peer: usize,
+        rank: usize,
+        n: usize,
+    ) -> Result<Work> {
+        let key = Key { verb, root: peer as u32, count, dtype, op: RedOp::Sum };
+        let who = || key.text();
+        if peer >= n {
+            return Err(Error::argument(format!("there is no rank {peer}"))
+                .who(who())
+                .hint(format!("ranks are 0 to {}", n - 1)));
+        }
+        if peer == rank {
+            return Err(Error::argument("a rank cannot send to itself").who(who()).hint("copy the memory"));
+        }
+        if count > isize::MAX as usize / dtype.size() {
+            return Err(Error::argument(format!(
+                "{count} elements of {} bytes do not fit in memory",
+                dtype.size()
+            ))
+            .who(who())
+            .hint("the count is in elements; a negative number may have been passed"));
+        }
+        if count > 0 && buffer.is_null() {
+            return Err(Error::argument("the buffer is null").who(who()).hint("only a count of 0 allows it"));
+        }
+        Ok(Work { key, send: buffer, recv: buffer, each: None, in_place: false, factor: None })
+    }
+
+    pub fn barrier() -> Work {
+        let (send, recv) = (std::ptr::null(), std::ptr::null_mut());
+        Work { key: Key::barrier(), send, recv, each: None, in_place: true, factor: None }
+    }
+
+    /// "all_gather_v of 120 float", see [`Key::text`].
+    pub fn text(&self) -> String {
+        let text = self.key.text();
+        if self.each.is_none() {
+            return text;
+        }
+        let verb = self.key.verb.name();
+        text.replacen(verb, &format!("{verb}_v"), 1)
+    }
+
+    /// Bytes that everybody knows of: of the larger buffer for even counts.
+    pub fn known_bytes(&self, n: usize) -> usize {
+        let blocks = match (self.key.verb, &self.each) {
+            (_, Some(_)) => 1,
+            (Verb::Do(Collective::AllToAll), _) => n,
+            (Verb::Do(c), _) => c.blocks(n),
+            _ => 1,
+        };
+        self.key.count * self.key.dtype.size() * blocks
+    }
+}
+
+fn overlap((a, alen): (usize, usize), (b, blen): (usize, usize)) -> bool {
+    alen != 0 && blen != 0 && a < b + blen && b < a + alen
+}
+
+/// "all_reduce of 10 float".
+fn name(call: &Call) -> String {
+    let count = match &call.counts {
+        Counts::Even(count) => format!(" of {count} "),
+        Counts::Each { .. } => "_v of ".into(),
+    };
+    format!("{}{count}{}", call.collective.name(), call.dtype.name())
+}
+
+#[cold]
+fn check_operation(call: &Call, n: usize) -> Result<()> {
+    let c = call.collective;
+    if call.root >= n {
+        return Err(Error::argument(format!("root {} is not a rank", call.root))
+            .who(name(call))
+            .hint(format!("ranks are 0 to {}", n - 1)));
+    }
+    if matches!(c, Collective::Scan | Collective::Exscan) && call.op.op == RedOp::Avg {
+        return Err(Error::argument(format!("{} has no average", c.name()))
+            .who(name(call))
+            .hint("sum, and divide by the number of ranks so far"));
+    }
+    match call.op.factor {
+        Some(f) if c.reduces() => {
+            if call.op.op != RedOp::Sum {
+                return Err(Error::argument("only sums take a factor").who(name(call)));
+            }
+            f.fits(call.dtype).map_err(|e| e.who(name(call)))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn too_large(call: &Call, count: usize, blocks: usize) -> Error {
+    let times = if blocks > 1 { format!("{blocks} times ") } else { String::new() };
+    Error::argument(format!("{times}{count} elements of {} bytes do not fit in memory", call.dtype.size()))
+        .who(name(call))
+        .hint("the count is in elements; a negative number may have been passed")
+}
+
+#[cold]
+fn null(call: &Call, send: bool) -> Error {
+    let which = if send { "send" } else { "receive" };
+    Error::argument(format!("the {which} buffer is null")).who(name(call)).hint("only a count of 0 allows it")
+}
+
+#[cold]
+fn overlapping(call: &Call) -> Error {
+    use Collective::*;
+    let hint = match call.collective {
+        AllToAll => "all_to_all has no form in place: pass buffers that are apart",
+        AllGather | Gather => "in place, the send buffer is this rank's block of the receive buffer",
+        ReduceScatter | Scatter => "in place, the receive buffer is this rank's block of the send buffer",
+        _ => "pass the same pointer twice to work in place, or buffers that are apart",
+    };
+    Error::argument("send and receive buffer overlap")
+        .who(format!("{}, {:p} and {:p}", name(call), call.send, call.recv))
+        .hint(hint)
 }

@@ -29,6 +29,12 @@ pub struct Config {
     pub init_timeout: Duration,
     /// `GRACCL_VERIFY` = 1: prove every schedule for this job's ranks before its first use.
     pub verify: bool,
+    /// `GRACCL_DETERMINISTIC` = 1: the bits of results depend only on the inputs and on the number and
+    /// order of ranks, not on algorithm, transport or hosts. Values fold as adjacent pairs by rank. The
+    /// same on all ranks.
+    pub deterministic: bool,
+    /// `GRACCL_ENCRYPT` = 1: TCP connections between ranks are encrypted. The same on all ranks.
+    pub encrypt: bool,
 }
 
 impl Default for Config {
@@ -39,12 +45,14 @@ impl Default for Config {
             timeout: Duration::from_secs(1800),
             init_timeout: Duration::from_secs(300),
             verify: false,
+            deterministic: false,
+            encrypt: false,
         }
     }
 }
 
-fn seconds(name: &str, default: Duration) -> Result<Duration> {
-    let Ok(text) = std::env::var(name) else { return Ok(default) };
+fn seconds(get: &dyn Fn(&str) -> Option<String>, name: &str, default: Duration) -> Result<Duration> {
+    let Some(text) = get(name) else { return Ok(default) };
     match text.trim().parse::<f64>() {
         Ok(s) if s > 0.0 && s < 1e9 => Ok(Duration::from_secs_f64(s)),
         _ => Err(Error::argument(format!("{name}={text} is not a time in seconds"))
@@ -55,10 +63,15 @@ fn seconds(name: &str, default: Duration) -> Result<Duration> {
 impl Config {
     /// Defaults, overridden by the environment. A value that cannot be understood is an error.
     pub fn from_env() -> Result<Config> {
+        Config::from_vars(&|name| std::env::var(name).ok())
+    }
+
+    /// [`Config::from_env`] with variables from elsewhere.
+    pub(crate) fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
         let mut c = Config::default();
-        c.timeout = seconds("GRACCL_TIMEOUT", c.timeout)?;
-        c.init_timeout = seconds("GRACCL_INIT_TIMEOUT", c.init_timeout)?;
-        if let Ok(t) = std::env::var("GRACCL_TRANSPORT") {
+        c.timeout = seconds(get, "GRACCL_TIMEOUT", c.timeout)?;
+        c.init_timeout = seconds(get, "GRACCL_INIT_TIMEOUT", c.init_timeout)?;
+        if let Some(t) = get("GRACCL_TRANSPORT") {
             c.transport = match t.as_str() {
                 "auto" | "" => TransportChoice::Auto,
                 "shm" => TransportChoice::Shm,
@@ -69,8 +82,11 @@ impl Config {
                 }
             };
         }
-        c.algorithm = std::env::var("GRACCL_ALGO").ok().filter(|a| !a.is_empty() && a != "auto");
-        c.verify = std::env::var("GRACCL_VERIFY").is_ok_and(|v| v != "0" && !v.is_empty());
+        c.algorithm = get("GRACCL_ALGO").filter(|a| !a.is_empty() && a != "auto");
+        let switch = |name| get(name).is_some_and(|v| v != "0" && !v.is_empty());
+        c.verify = switch("GRACCL_VERIFY");
+        c.deterministic = switch("GRACCL_DETERMINISTIC");
+        c.encrypt = switch("GRACCL_ENCRYPT");
         Ok(c)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A lock that costs one atomic exchange to take and a plain store to give back. Who finds it taken
-/// sleeps and looks again: a collective of another thread may hold it for long.
+/// looks again: it is held for microseconds.
 pub struct Lock<T> {
     taken: AtomicBool,
     value: UnsafeCell<T>,
@@ -42,14 +42,22 @@ impl<T> Lock<T> {
     #[cold]
     fn wait(&self) -> Guard<'_, T> {
         let mut pause = Duration::from_micros(1);
+        let mut tries = 0;
         loop {
             if !self.taken.load(Ordering::Relaxed)
                 && let Some(g) = self.try_lock()
             {
                 return g;
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(1));
+            tries += 1;
+            match tries {
+                0..100 => std::hint::spin_loop(),
+                100..120 => std::thread::yield_now(),
+                _ => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(1));
+                }
+            }
         }
     }
 }

@@ -494,12 +494,15 @@ impl Operands {
             self.dsts[ndst] = slot;
             ndst += 1;
         }
-        if ndst > 0 {
+        // A copy onto itself, in place: peers may be reading that memory.
+        let kept = nsrc == 1 && nlocal > 0 && !op.complete && std::ptr::eq(self.srcs[0], self.dsts[0]);
+        let dsts = &self.dsts[usize::from(kept)..ndst];
+        if !dsts.is_empty() {
             // SAFETY: all operands are `len` bytes long; slots and spans are the same or apart.
             unsafe {
                 (l.kernel)(
-                    self.dsts.as_ptr(),
-                    ndst,
+                    dsts.as_ptr(),
+                    dsts.len(),
                     self.srcs.as_ptr(),
                     nsrc,
                     len / l.esize,

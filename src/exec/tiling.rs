@@ -101,7 +101,7 @@ impl Shape {
     #[inline]
     fn tile(&self, tile: u32) -> (usize, usize) {
         let line =
-            |i: u32| u64::from(i) * self.lines + (u128::from(i) * u128::from(self.fraction) >> 64) as u64;
+            |i: u32| u64::from(i) * self.lines + ((u128::from(i) * u128::from(self.fraction)) >> 64) as u64;
         let start = line(tile);
         let which = if tile == self.last { 2 } else { (line(tile + 1) - start - self.lines) as usize };
         (start as usize * LINE, self.tables[which])

@@ -49,7 +49,7 @@ fn check(spans: &[BlockSpan], esize: usize, chunks: u32) {
             assert_eq!(table, want, "{who}");
             for bound in &table[..chunks as usize] {
                 let at = base + bound;
-                assert!(at % 64 == 0 || at == s.count * esize, "{who}, a chunk at byte {at}");
+                assert!(at.is_multiple_of(64) || at == s.count * esize, "{who}, a chunk at byte {at}");
             }
             for at in 0..=chunks {
                 for len in 0..=chunks - at {

@@ -15,6 +15,9 @@ const SIZE_MIN: usize = 256 << 20;
 /// the host are mapped as well.
 const SHARE: usize = 16;
 
+/// Nobody may change the size of an arena, nor these seals.
+const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+
 /// The address space that this process may have, bytes.
 fn address_space() -> usize {
     let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: 0 };
@@ -169,13 +172,16 @@ impl Arena {
                 }
             }
         };
-        // A peer that shrank the file would make us fault; nobody can. Old kernels may refuse: harmless.
+        // Whoever touches memory beyond the end of a file is killed. So nobody can move this one's.
         // SAFETY: plain system call.
-        unsafe { libc::fcntl(raw, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
+        if unsafe { libc::fcntl(raw, libc::F_ADD_SEALS, SEALS) } != 0 {
+            return Err(Error::os("cannot seal shared memory").hint("the kernel must be 3.17 or newer"));
+        }
         let mut id = [0; 8];
         getrandom::fill(&mut id)
             .map_err(|e| Error::new(Code::SystemError, format!("no random bytes: {e}")))?;
-        let space = Mutex::new(Space { free: BTreeMap::from([(0, len)]), used: BTreeMap::new(), colour: 0 });
+        let free = BTreeMap::from([(PAGE, len - PAGE)]);
+        let space = Mutex::new(Space { free, used: BTreeMap::new(), colour: 0 });
         Ok(Arena { fd, map, id: u64::from_ne_bytes(id), space })
     }
 
@@ -186,6 +192,11 @@ impl Arena {
 
     /// Address of offset 0.
     pub fn base(&self) -> *mut u8 {
+        self.map.base
+    }
+    /// The first page, 4096 bytes at offset 0. No block ever lies there, and peers find it without being
+    /// told an offset. Zero at first.
+    pub fn page(&self) -> *mut u8 {
         self.map.base
     }
     /// Virtual size in bytes.
@@ -231,20 +242,30 @@ impl Arena {
     pub fn free(&self, offset: usize) -> bool {
         let mut s = self.space();
         let Some(b) = s.used.remove(&offset) else { return false };
-        // SAFETY: plain system call on our descriptor. The hole reads as zeros, as `alloc` promises.
-        let punched = unsafe {
-            libc::fallocate(
-                self.fd.as_raw_fd(),
-                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                b.offset as libc::off_t,
-                b.len as libc::off_t,
-            )
-        } == 0;
-        // What cannot be zeroed is not handed out again.
-        if punched {
+        // The hole reads as zeros, as `alloc` promises. What cannot be zeroed is not handed out again.
+        if self.trim(b.offset, b.len).is_ok() {
             s.give_back(b);
         }
         true
+    }
+
+    /// Gives the pages under a range back to the system: its content becomes zero, and takes memory again
+    /// only where it is written to. `offset` and `len` are bytes, multiples of 4096.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a range that is not whole pages of the arena, `SystemError`.
+    pub fn trim(&self, offset: usize, len: usize) -> Result<()> {
+        pages_of(self.map.base, self.map.len, offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: plain system call on our descriptor.
+        match unsafe { libc::fallocate(self.fd.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) }
+        {
+            0 => Ok(()),
+            _ => Err(Error::os("cannot give shared memory back")),
+        }
     }
 
     /// Offset of `ptr` if `ptr..ptr + len` lies in the arena.
@@ -253,6 +274,17 @@ impl Arena {
         let o = (ptr as usize).wrapping_sub(self.map.base as usize);
         (o < self.map.len && len <= self.map.len - o).then_some(o)
     }
+}
+
+/// The address of a range of whole pages in an arena of `size` bytes at `base`.
+fn pages_of(base: *mut u8, size: usize, offset: usize, len: usize) -> Result<*mut u8> {
+    if offset > size || len > size - offset || !offset.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
+        return Err(Error::argument(format!(
+            "{len} bytes at {offset} are not whole pages of an arena of {size} bytes"
+        )));
+    }
+    // SAFETY: inside the mapping, as just checked.
+    Ok(unsafe { base.add(offset) })
 }
 
 /// Asks for 2 MiB pages under `len` bytes of an arena at `p`, where whole ones fit. It takes memory for
@@ -269,6 +301,32 @@ pub unsafe fn make_huge(p: *mut u8, len: usize) {
     }
 }
 
+/// Whether memory behind `fd` can be mapped without fear: a fault in it would kill this process. Says
+/// why not.
+fn trustworthy(fd: BorrowedFd, len: usize) -> std::result::Result<(), &'static str> {
+    // SAFETY: plain system call. Only memory of memfd_create has seals.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    if seals < 0 || seals & libc::F_SEAL_SHRINK == 0 {
+        return Err("a peer's shared memory is not sealed: it could be taken away under us");
+    }
+    // SAFETY: all-zero structs are valid, and the calls fill them.
+    let (st, fs) = unsafe {
+        let (mut st, mut fs): (libc::stat, libc::statfs) = std::mem::zeroed();
+        if libc::fstat(fd.as_raw_fd(), &mut st) != 0 || libc::fstatfs(fd.as_raw_fd(), &mut fs) != 0 {
+            return Err("a peer's shared memory cannot be examined");
+        }
+        (st, fs)
+    };
+    if len < PAGE || !len.is_multiple_of(PAGE) || usize::try_from(st.st_size).is_ok_and(|size| size < len) {
+        return Err("a peer's shared memory is not of the size it says");
+    }
+    // A fault that finds no page in the system's pool of huge pages kills as well.
+    if fs.f_type == libc::HUGETLBFS_MAGIC {
+        return Err("a peer's shared memory is of reserved huge pages");
+    }
+    Ok(())
+}
+
 /// Another process's arena, mapped here (or this process's own, for ranks that are threads).
 pub struct PeerArena {
     map: Option<Mapping>,
@@ -283,7 +341,11 @@ unsafe impl Sync for PeerArena {}
 static PEERS: Mutex<Option<HashMap<u64, Weak<PeerArena>>>> = Mutex::new(None);
 
 impl PeerArena {
-    /// Maps the arena named `id` of `len` bytes behind `fd`, once per process.
+    /// Maps the arena named `id` of `len` bytes behind `fd`, once per process. For this process's own
+    /// arena that is the mapping that exists.
+    ///
+    /// # Errors
+    /// `RemoteError` if the descriptor is not one of an arena of that length. `SystemError`.
     pub fn map(id: u64, len: usize, fd: Option<OwnedFd>) -> Result<Arc<PeerArena>> {
         let own = arena()?;
         if own.id() == id {
@@ -296,12 +358,8 @@ impl PeerArena {
             return Ok(p);
         }
         let fd = fd.ok_or_else(|| Error::internal("a peer on this host sent no memory descriptor"))?;
-        // SAFETY: an all-zero stat is valid, fstat fills it.
-        let mut st: libc::stat = unsafe { std::mem::zeroed() };
-        // SAFETY: plain system call.
-        let ok = unsafe { libc::fstat(fd.as_raw_fd(), &mut st) } == 0;
-        if !ok || st.st_size as usize != len || len < PAGE {
-            return Err(Error::remote("a peer's shared memory is not of the size it says"));
+        if let Err(what) = trustworthy(fd.as_fd(), len) {
+            return Err(Error::remote(what).hint("all ranks must run the same version of graccl"));
         }
         let map = Mapping::new(fd.as_fd(), len).map_err(|e| {
             Error::io("cannot map a peer's shared memory", &e)
@@ -320,6 +378,22 @@ impl PeerArena {
         }
         // SAFETY: inside the mapping, as just checked.
         Some(unsafe { self.base.add(offset) })
+    }
+
+    /// The owner's [`Arena::page`].
+    pub fn page(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// As [`Arena::trim`], for the owner and all others who map it: nobody may need the content.
+    pub fn trim(&self, offset: usize, len: usize) -> Result<()> {
+        let p = pages_of(self.base, self.len, offset, len)?;
+        // SAFETY: whole pages of a shared mapping that lives as long as `self`. MADV_REMOVE punches a hole
+        // into the file behind it, which we no longer have a descriptor of.
+        match unsafe { libc::madvise(p.cast(), len, libc::MADV_REMOVE) } {
+            0 => Ok(()),
+            _ => Err(Error::os("cannot give a peer's shared memory back")),
+        }
     }
 
     /// Whether this is another process's memory.
@@ -374,8 +448,109 @@ mod tests {
         for b in [b1, b3, b4] {
             assert!(a.free(b.offset));
         }
-        assert_eq!(a.space().free, BTreeMap::from([(0, a.size())]), "free ranges merge");
+        assert_eq!(a.space().free, BTreeMap::from([(PAGE, a.size() - PAGE)]), "free ranges merge");
         assert!(a.alloc(a.size() + 1).is_err());
+    }
+
+    /// Bytes of memory that an arena really takes.
+    fn resident(a: &Arena) -> usize {
+        // SAFETY: an all-zero stat is valid, and fstat fills it.
+        unsafe {
+            let mut st: libc::stat = std::mem::zeroed();
+            assert_eq!(libc::fstat(a.fd.as_raw_fd(), &mut st), 0);
+            st.st_blocks as usize * 512
+        }
+    }
+
+    fn peer(a: &Arena) -> Result<Arc<PeerArena>> {
+        PeerArena::map(a.id(), a.size(), Some(a.fd.try_clone().unwrap()))
+    }
+
+    #[test]
+    fn trimmed_memory_is_zero_and_takes_none() {
+        let a = Arena::new().unwrap();
+        let p = peer(&a).unwrap();
+        assert!(p.foreign() && p.page() != a.page(), "mapped a second time");
+        let b = a.alloc(64 * PAGE).unwrap();
+        let trims: [&dyn Fn(usize, usize) -> Result<()>; 2] = [&|o, l| a.trim(o, l), &|o, l| p.trim(o, l)];
+        for trim in trims {
+            // SAFETY: our own block, in both mappings.
+            let (mine, theirs) = unsafe {
+                std::ptr::write_bytes(a.base().add(b.offset), 7, b.len);
+                let theirs = p.at(b.offset, b.len).unwrap();
+                let slice = |p: *mut u8| std::slice::from_raw_parts(p, b.len);
+                (slice(a.base().add(b.offset)), slice(theirs))
+            };
+            assert_eq!(resident(&a), 64 * PAGE);
+            trim(b.offset + PAGE, 62 * PAGE).unwrap();
+            assert_eq!(resident(&a), 2 * PAGE, "the first and the last page stay");
+            for bytes in [mine, theirs] {
+                let page = |i: usize| &bytes[i * PAGE..(i + 1) * PAGE];
+                assert!(page(0) == [7; PAGE] && page(63) == [7; PAGE]);
+                assert!(bytes[PAGE..63 * PAGE].iter().all(|&x| x == 0));
+            }
+            for (offset, len) in [(1, PAGE), (0, 1), (a.size(), PAGE), (PAGE, a.size()), (usize::MAX, PAGE)] {
+                assert_eq!(trim(offset, len).unwrap_err().code, Code::InvalidArgument, "{len} at {offset}");
+            }
+            trim(a.size(), 0).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_sealed_memory_of_the_right_size_is_mapped() {
+        let a = Arena::new().unwrap();
+        let set_size = |len: usize| {
+            // SAFETY: plain system call on our descriptor.
+            unsafe { libc::ftruncate(a.fd.as_raw_fd(), len as libc::off_t) }
+        };
+        assert_eq!(set_size(PAGE), -1, "shrunk");
+        assert_eq!(set_size(a.size() + PAGE), -1, "grown");
+        // SAFETY: plain system call on our descriptor.
+        let more = unsafe { libc::fcntl(a.fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+        assert_eq!(more, -1, "sealed against writing by a peer");
+        let map = |len: usize, fd: BorrowedFd| {
+            let fd = fd.try_clone_to_owned().unwrap();
+            // SAFETY: an arena's name is any number.
+            PeerArena::map(a.id() ^ len as u64 ^ 1, len, Some(fd)).map(drop)
+        };
+        map(a.size(), a.fd()).unwrap();
+        for len in [0, 1, PAGE + 1, a.size() + PAGE, usize::MAX] {
+            let e = map(len, a.fd()).unwrap_err();
+            assert!(e.code == Code::RemoteError && e.what.contains("size"), "{len}: {e}");
+        }
+        let memfd = |flags: libc::c_uint, seals: i32| {
+            // SAFETY: system calls with a valid name on a new descriptor that nobody else has.
+            unsafe {
+                let fd = libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC | flags);
+                assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+                let fd = OwnedFd::from_raw_fd(fd);
+                assert_eq!(libc::ftruncate(fd.as_raw_fd(), HUGE as libc::off_t), 0);
+                assert!(seals == 0 || libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) == 0);
+                fd
+            }
+        };
+        map(HUGE, memfd(libc::MFD_ALLOW_SEALING, libc::F_SEAL_SHRINK).as_fd()).unwrap();
+        let bare = memfd(0, 0);
+        let growing = memfd(libc::MFD_ALLOW_SEALING, libc::F_SEAL_GROW);
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        for fd in [bare.as_fd(), growing.as_fd(), file.as_fd()] {
+            let e = map(HUGE, fd).unwrap_err();
+            assert!(e.code == Code::RemoteError && e.what.contains("sealed"), "{e}");
+        }
+        let huge = memfd(libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB, libc::F_SEAL_SHRINK);
+        assert!(map(HUGE, huge.as_fd()).unwrap_err().what.contains("huge pages"));
+    }
+
+    #[test]
+    fn the_first_page_is_nobodys_and_the_own_arena_is_mapped_once() {
+        let a = Arena::new().unwrap();
+        let all = a.space().carve(a.size() - PAGE, PAGE).unwrap();
+        assert_eq!((all.offset, a.page()), (PAGE, a.base()));
+        assert!(a.alloc(1).is_err(), "nothing left but the first page");
+        assert!(!a.free(0));
+        let own = arena().unwrap();
+        let p = PeerArena::map(own.id(), own.size(), Some(own.fd.try_clone().unwrap())).unwrap();
+        assert!(!p.foreign() && p.page() == own.page() && p.at(0, 1) == Some(own.base()));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What one element is and how two of them fold: the arithmetic that every instruction set shares.
 
+use crate::types::Factor;
+
 /// Fold operations as const generic arguments; the numbers are `RedOp`'s.
 pub(super) const SUM: u8 = 0;
 pub(super) const PROD: u8 = 1;
@@ -8,6 +10,8 @@ pub(super) const MIN: u8 = 3;
 
 /// A type that elements are folded in.
 pub(super) trait Elem: Copy {
+    /// The factor as a number of this type. One that does not fit the type converts as `as` does.
+    fn factor(f: Factor) -> Self;
     /// `self OP other`.
     fn fold<const OP: u8>(self, other: Self) -> Self;
     /// Divided by the number of ranks; integers truncate toward zero.
@@ -18,6 +22,13 @@ pub(super) trait Elem: Copy {
 macro_rules! int {
     ($div:ident; $($t:ident),*) => { $(
         impl Elem for $t {
+            #[inline(always)]
+            fn factor(f: Factor) -> Self {
+                match f {
+                    Factor::Float(x) => x as Self,
+                    Factor::Int(x) => x as Self,
+                }
+            }
             #[inline(always)]
             fn fold<const OP: u8>(self, b: Self) -> Self {
                 match OP {
@@ -62,6 +73,13 @@ int!(div64; i64, u64);
 macro_rules! float {
     ($($t:ident),*) => { $(
         impl Elem for $t {
+            #[inline(always)]
+            fn factor(f: Factor) -> Self {
+                match f {
+                    Factor::Float(x) => x as Self,
+                    Factor::Int(x) => x as Self,
+                }
+            }
             #[inline(always)]
             fn fold<const OP: u8>(self, b: Self) -> Self {
                 let a = self;
@@ -147,4 +165,61 @@ impl Half for F16 {
         let r = select(abs >= 0x4780_0000, huge, r);
         r | (v.to_bits() >> 16 & 0x8000)
     }
+}
+
+/// An 8-bit float, folded in f32: a sign, an exponent, and `DIGITS` bits of mantissa.
+pub(super) trait Byte {
+    const DIGITS: u32;
+    const BIAS: u32;
+    /// Least code, without sign, that is no finite number.
+    const SPECIAL: u32;
+    /// What larger numbers are taken for, before they are rounded.
+    const MAX: f32;
+    /// The exponent field moves so far up to be f32's.
+    const SHIFT: u32 = 23 - Self::DIGITS;
+
+    /// The value in the low 8 bits of `w`; other bits are ignored.
+    #[inline(always)]
+    fn widen(w: u32) -> f32 {
+        // As `F16::low`.
+        let abs = (w & 0x7f) << Self::SHIFT;
+        let v = (f32::from_bits(abs) * f32::from_bits((254 - Self::BIAS) << 23)).to_bits();
+        let v = select(abs >= Self::SPECIAL << Self::SHIFT, abs | 0x7f80_0000, v);
+        f32::from_bits(v | (w & 0x80) << 24)
+    }
+    /// Rounded to nearest, ties to even; the result is in the low 8 bits and the rest is zero.
+    #[inline(always)]
+    fn round(v: f32) -> u32 {
+        let a = v.abs();
+        // Comparisons that are false let NaN pass.
+        let a = if Self::MAX < a { Self::MAX } else { a };
+        // The power of two below, or that of the subnormals. Adding it, moved so far up that f32's last
+        // digit is the last of ours, makes the f32 adder round, and leaves the count of these digits.
+        let least = f32::from_bits((128 - Self::BIAS) << 23);
+        let e = f32::from_bits(a.to_bits() & 0x7f80_0000);
+        let e = if e > least { e } else { least }.to_bits();
+        let digits = (a + f32::from_bits(e.wrapping_add(Self::SHIFT << 23))).to_bits() & 0xff;
+        // The count has the hidden bit, so it carries into the exponent as it should. NaN exceeds 0x7f.
+        let r = digits + (e >> Self::SHIFT) - (least.to_bits() >> Self::SHIFT);
+        (if r > 0x7f { 0x7f } else { r }) | (v.to_bits() >> 24 & 0x80)
+    }
+}
+
+pub(super) struct E4m3;
+
+impl Byte for E4m3 {
+    const DIGITS: u32 = 3;
+    const BIAS: u32 = 7;
+    const SPECIAL: u32 = 0x7f;
+    const MAX: f32 = 448.0;
+}
+
+pub(super) struct E5m2;
+
+impl Byte for E5m2 {
+    const DIGITS: u32 = 2;
+    const BIAS: u32 = 15;
+    const SPECIAL: u32 = 0x7c;
+    /// The code after the largest number is infinity.
+    const MAX: f32 = 65536.0;
 }

@@ -4,7 +4,8 @@
 // registers. Iterator chains are unrolled too late, and the arrays stay in memory (a tenth the speed).
 #![allow(clippy::needless_range_loop)]
 
-use super::elem::{Elem, Half};
+use super::elem::{Byte, Elem, Half, PROD};
+use crate::types::Factor;
 use std::marker::PhantomData;
 use std::mem::{MaybeUninit, size_of, transmute_copy};
 
@@ -17,6 +18,8 @@ pub(super) trait Lanes {
     type Acc: Copy;
     /// Bytes of one element.
     const SIZE: usize;
+    /// Registers in `Acc`.
+    const WIDTH: usize;
     /// # Safety
     /// As all methods: the CPU has the instructions that the implementation uses.
     unsafe fn widen(raw: Self::Raw) -> Self::Acc;
@@ -29,6 +32,10 @@ pub(super) trait Lanes {
     /// # Safety
     /// See [`widen`](Lanes::widen).
     unsafe fn div(a: Self::Acc, ranks: u32) -> Self::Acc;
+    /// The factor in all lanes.
+    /// # Safety
+    /// See [`widen`](Lanes::widen).
+    unsafe fn factor(f: Factor) -> Self::Acc;
 }
 
 /// `N` elements of type `E`, held in the register type `R`: written element by element, of which the
@@ -39,6 +46,7 @@ impl<E: Elem, R: Copy, const N: usize> Lanes for Arr<E, R, N> {
     type Raw = R;
     type Acc = R;
     const SIZE: usize = size_of::<E>();
+    const WIDTH: usize = 1;
     #[inline(always)]
     unsafe fn widen(raw: R) -> R {
         raw
@@ -64,52 +72,69 @@ impl<E: Elem, R: Copy, const N: usize> Lanes for Arr<E, R, N> {
         // SAFETY: as `fold`.
         unsafe { transmute_copy(&transmute_copy::<R, [E; N]>(&a).map(|x| x.div(ranks))) }
     }
-}
-
-/// How a register of 16-bit floats becomes two of f32 and back, rounded once to nearest even.
-pub(super) trait Convert<R> {
-    /// # Safety
-    /// See [`Lanes::widen`].
-    unsafe fn widen(raw: R) -> [R; 2];
-    /// # Safety
-    /// See [`Lanes::widen`].
-    unsafe fn narrow(acc: [R; 2]) -> R;
-}
-
-/// 16-bit floats, converted by `C`, that fold in two registers of `N` f32.
-pub(super) struct Halves<C, R, const N: usize>(PhantomData<(C, R)>);
-
-impl<C: Convert<R>, R: Copy, const N: usize> Lanes for Halves<C, R, N> {
-    type Raw = R;
-    type Acc = [R; 2];
-    const SIZE: usize = 2;
     #[inline(always)]
-    unsafe fn widen(raw: R) -> [R; 2] {
+    unsafe fn factor(f: Factor) -> R {
+        // SAFETY: as `fold`.
+        unsafe { transmute_copy(&[E::factor(f); N]) }
+    }
+}
+
+/// How a register of small floats becomes `K` of f32 and back, rounded once to nearest even.
+pub(super) trait Convert<R, const K: usize> {
+    /// # Safety
+    /// See [`Lanes::widen`].
+    unsafe fn widen(raw: R) -> [R; K];
+    /// # Safety
+    /// See [`Lanes::widen`].
+    unsafe fn narrow(acc: [R; K]) -> R;
+}
+
+/// Floats of 16 bits (`K` = 2) or 8 (`K` = 4), converted by `C`, that fold in `K` registers of `N` f32.
+pub(super) struct Small<C, R, const N: usize, const K: usize>(PhantomData<(C, R)>);
+
+impl<C: Convert<R, K>, R: Copy, const N: usize, const K: usize> Lanes for Small<C, R, N, K> {
+    type Raw = R;
+    type Acc = [R; K];
+    const SIZE: usize = 4 / K;
+    const WIDTH: usize = K;
+    #[inline(always)]
+    unsafe fn widen(raw: R) -> [R; K] {
         // SAFETY: the caller's promise.
         unsafe { C::widen(raw) }
     }
     #[inline(always)]
-    unsafe fn narrow(acc: [R; 2]) -> R {
+    unsafe fn narrow(acc: [R; K]) -> R {
         // SAFETY: the caller's promise.
         unsafe { C::narrow(acc) }
     }
     #[inline(always)]
-    unsafe fn fold<const OP: u8>(a: [R; 2], b: [R; 2]) -> [R; 2] {
-        // SAFETY: the caller's promise.
-        unsafe { [Arr::<f32, R, N>::fold::<OP>(a[0], b[0]), Arr::<f32, R, N>::fold::<OP>(a[1], b[1])] }
+    unsafe fn fold<const OP: u8>(mut a: [R; K], b: [R; K]) -> [R; K] {
+        for k in 0..K {
+            // SAFETY: the caller's promise.
+            a[k] = unsafe { Arr::<f32, R, N>::fold::<OP>(a[k], b[k]) };
+        }
+        a
     }
     #[inline(always)]
-    unsafe fn div(a: [R; 2], ranks: u32) -> [R; 2] {
+    unsafe fn div(mut a: [R; K], ranks: u32) -> [R; K] {
+        for k in 0..K {
+            // SAFETY: the caller's promise.
+            a[k] = unsafe { Arr::<f32, R, N>::div(a[k], ranks) };
+        }
+        a
+    }
+    #[inline(always)]
+    unsafe fn factor(f: Factor) -> [R; K] {
         // SAFETY: the caller's promise.
-        unsafe { [Arr::<f32, R, N>::div(a[0], ranks), Arr::<f32, R, N>::div(a[1], ranks)] }
+        unsafe { [Arr::<f32, R, N>::factor(f); K] }
     }
 }
 
 /// Conversion without special instructions. The low halves of the `N` words go to one register, the
-/// high halves to the other, so that nothing has to be shuffled.
+/// high halves to the other (bytes: to four), so that nothing has to be shuffled.
 pub(super) struct Words<H, const N: usize>(PhantomData<H>);
 
-impl<H: Half, R: Copy, const N: usize> Convert<R> for Words<H, N> {
+impl<H: Half, R: Copy, const N: usize> Convert<R, 2> for Words<H, N> {
     #[inline(always)]
     unsafe fn widen(raw: R) -> [R; 2] {
         const { assert!(size_of::<R>() == size_of::<[u32; N]>()) };
@@ -134,6 +159,40 @@ impl<H: Half, R: Copy, const N: usize> Convert<R> for Words<H, N> {
             let mut w = [0; N];
             for i in 0..N {
                 w[i] = H::round(low[i]) | H::round(high[i]) << 16;
+            }
+            transmute_copy(&w)
+        }
+    }
+}
+
+impl<B: Byte, R: Copy, const N: usize> Convert<R, 4> for Words<B, N> {
+    #[inline(always)]
+    unsafe fn widen(raw: R) -> [R; 4] {
+        const { assert!(size_of::<R>() == size_of::<[u32; N]>()) };
+        // SAFETY: as large, and any bits are a number.
+        unsafe {
+            let w: [u32; N] = transmute_copy(&raw);
+            let mut acc = [raw; 4];
+            for k in 0..4 {
+                let mut part = [0.0; N];
+                for i in 0..N {
+                    part[i] = B::widen(w[i] >> (8 * k));
+                }
+                acc[k] = transmute_copy(&part);
+            }
+            acc
+        }
+    }
+    #[inline(always)]
+    unsafe fn narrow(acc: [R; 4]) -> R {
+        // SAFETY: as `widen`.
+        unsafe {
+            let mut w = [0; N];
+            for k in 0..4 {
+                let part: [f32; N] = transmute_copy(&acc[k]);
+                for i in 0..N {
+                    w[i] |= B::round(part[i]) << (8 * k);
+                }
             }
             transmute_copy(&w)
         }
@@ -186,7 +245,8 @@ pub(super) unsafe fn drive<L: Lanes, const OP: u8, const NS: usize, const ND: us
                 at = head;
             }
         }
-        while a.bytes - at >= UNROLL * reg {
+        // A step of 8-bit floats is long, and has no registers to spare.
+        while L::WIDTH < 4 && a.bytes - at >= UNROLL * reg {
             lp.step::<UNROLL>(at);
             at += UNROLL * reg;
         }
@@ -301,6 +361,31 @@ impl<L: Lanes, const OP: u8, const NS: usize, const ND: usize> Loop<'_, L, OP, N
                 raw[u] = L::narrow(acc[u]);
             }
             raw
+        }
+    }
+}
+
+/// Multiplies `bytes` from `src` by `factor`, into `dst`.
+///
+/// # Safety
+/// Both are valid for `bytes` (a whole number of elements), and are the same memory or disjoint; the
+/// CPU has the instructions of `L`.
+#[inline(always)]
+pub(super) unsafe fn scale<L: Lanes>(dst: *mut u8, src: *const u8, bytes: usize, factor: Factor) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let factor = L::factor(factor);
+        let mut at = 0;
+        while bytes - at >= size_of::<L::Raw>() {
+            let raw = src.add(at).cast::<L::Raw>().read_unaligned();
+            let raw = L::narrow(L::fold::<PROD>(L::widen(raw), factor));
+            dst.add(at).cast::<L::Raw>().write_unaligned(raw);
+            at += size_of::<L::Raw>();
+        }
+        if at < bytes {
+            let raw = load_part(src.add(at), bytes - at);
+            let raw = L::narrow(L::fold::<PROD>(L::widen(raw), factor));
+            copy_part::<L::Raw>(dst.add(at), (&raw const raw).cast(), bytes - at);
         }
     }
 }

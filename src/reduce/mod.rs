@@ -2,18 +2,21 @@
 //!
 //! [`kernel`] gives the function for a type and an operation on this CPU. The results have the same
 //! bits on every instruction set (a NaN is a NaN, its payload may differ): sources fold from left to
-//! right, nothing is fused, 16-bit floats fold in f32 and are rounded once, to nearest even.
+//! right, nothing is fused, floats of 16 and 8 bits fold in f32 and are rounded once, to nearest even.
+//! [`kernel_pairs`] folds in an order, and rounds at points, that do not depend on how many sources
+//! come to one call.
 
 mod elem;
 mod lanes;
+mod pairs;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use crate::types::{DataType, RedOp};
-use elem::{Bf16, F16, MAX, MIN, PROD, SUM};
-use lanes::{Args, Arr, Convert, Halves, Lanes, Words, drive};
+use crate::types::{DataType, Factor, RedOp};
+use elem::{Bf16, E4m3, E5m2, F16, MAX, MIN, PROD, SUM};
+use lanes::{Args, Arr, Convert, Lanes, Small, Words, drive};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256i, __m512i};
 use std::sync::OnceLock;
@@ -39,14 +42,23 @@ pub type Kernel = unsafe fn(
     nt: bool,
 );
 
-/// The kernels of one type by operation.
-type Row = [Kernel; 4];
+/// A product: destination, source, length in elements, factor. See [`scale`].
+type Scale = unsafe fn(*mut u8, *const u8, usize, Factor);
+
+/// The functions of one type.
+struct Row {
+    /// By operation.
+    fold: [Kernel; 4],
+    /// By operation.
+    pairs: [Kernel; 4],
+    scale: Scale,
+}
 
 /// One instruction set's kernels.
 struct Level {
     name: &'static str,
     /// By [`DataType`].
-    rows: [Row; 10],
+    rows: [Row; 12],
 }
 
 /// The fold of the lanes `L`, to be inlined where an instruction set is enabled.
@@ -101,14 +113,47 @@ macro_rules! isa {
                 // SAFETY: as `kernel`.
                 unsafe { spread::<Arr<u8, $reg, $bytes>>(a) }
             }
+            unsafe fn pairs<L: Lanes, const OP: u8>(
+                dsts: *const *mut u8,
+                ndst: usize,
+                srcs: *const *const u8,
+                nsrc: usize,
+                len: usize,
+                ranks: u32,
+                nt: bool,
+            ) {
+                let kernel = kernel::<L, OP>;
+                // SAFETY: the kernel's contract.
+                unsafe {
+                    if nsrc <= 2 {
+                        return kernel(dsts, ndst, srcs, nsrc, len, ranks, nt);
+                    }
+                    let a = Args { dsts, ndst, srcs, nsrc, bytes: len * L::SIZE, ranks, nt };
+                    pairs::fold(&a, kernel, L::SIZE)
+                }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn scale<L: Lanes>(dst: *mut u8, src: *const u8, len: usize, factor: Factor) {
+                // SAFETY: the contract of `super::scale`; the table is chosen as for `kernel`.
+                unsafe { lanes::scale::<L>(dst, src, len * L::SIZE, factor) }
+            }
             pub const fn row<L: Lanes>() -> Row {
-                [kernel::<L, SUM>, kernel::<L, PROD>, kernel::<L, MAX>, kernel::<L, MIN>]
+                Row {
+                    fold: [kernel::<L, SUM>, kernel::<L, PROD>, kernel::<L, MAX>, kernel::<L, MIN>],
+                    pairs: [pairs::<L, SUM>, pairs::<L, PROD>, pairs::<L, MAX>, pairs::<L, MIN>],
+                    scale: scale::<L>,
+                }
             }
-            pub const fn half<C: Convert<$reg>>() -> Row {
-                row::<Halves<C, $reg, { $bytes / 4 }>>()
+            #[allow(dead_code)] // Some modules are for one type only.
+            pub const fn half<C: Convert<$reg, 2>>() -> Row {
+                row::<Small<C, $reg, { $bytes / 4 }, 2>>()
             }
-            #[allow(dead_code)] // One level takes only its bf16 kernels from its module.
-            pub const fn rows(f16: Row, bf16: Row) -> [Row; 10] {
+            #[allow(dead_code)]
+            pub const fn byte<C: Convert<$reg, 4>>() -> Row {
+                row::<Small<C, $reg, { $bytes / 4 }, 4>>()
+            }
+            #[allow(dead_code)]
+            pub const fn rows(f16: Row, bf16: Row, e4m3: Row, e5m2: Row) -> [Row; 12] {
                 [
                     row::<Arr<i8, $reg, $bytes>>(),
                     row::<Arr<u8, $reg, $bytes>>(),
@@ -120,6 +165,8 @@ macro_rules! isa {
                     row::<Arr<f32, $reg, { $bytes / 4 }>>(),
                     row::<Arr<f64, $reg, { $bytes / 8 }>>(),
                     bf16,
+                    e4m3,
+                    e5m2,
                 ]
             }
         }
@@ -137,29 +184,53 @@ type Reg16 = [u64; 2];
 isa!(scalar, 16, Reg16);
 static SCALAR: Level = Level {
     name: if cfg!(target_arch = "aarch64") { "neon" } else { "scalar" },
-    rows: scalar::rows(scalar::half::<Words<F16, 4>>(), scalar::half::<Words<Bf16, 4>>()),
+    rows: scalar::rows(
+        scalar::half::<Words<F16, 4>>(),
+        scalar::half::<Words<Bf16, 4>>(),
+        scalar::byte::<Words<E4m3, 4>>(),
+        scalar::byte::<Words<E5m2, 4>>(),
+    ),
 };
 
 #[cfg(target_arch = "x86_64")]
 isa!(avx2, 32, __m256i, "avx2,f16c");
 #[cfg(target_arch = "x86_64")]
-static AVX2: Level =
-    Level { name: "avx2", rows: avx2::rows(avx2::half::<x86::F16c>(), avx2::half::<x86::Bf16Avx2>()) };
+static AVX2: Level = Level {
+    name: "avx2",
+    rows: avx2::rows(
+        avx2::half::<x86::F16c>(),
+        avx2::half::<x86::Bf16Avx2>(),
+        avx2::byte::<x86::ByteAvx2<E4m3>>(),
+        avx2::byte::<x86::ByteAvx2<E5m2>>(),
+    ),
+};
 
 #[cfg(target_arch = "x86_64")]
 isa!(avx512, 64, __m512i, "avx512f,avx512bw,avx512vl,avx512dq");
 #[cfg(target_arch = "x86_64")]
 static AVX512: Level = Level {
     name: "avx512",
-    rows: avx512::rows(avx512::half::<x86::F16c>(), avx512::half::<Words<Bf16, 16>>()),
+    rows: avx512::rows(
+        avx512::half::<x86::F16c>(),
+        avx512::half::<Words<Bf16, 16>>(),
+        avx512::byte::<Words<E4m3, 16>>(),
+        avx512::byte::<Words<E5m2, 16>>(),
+    ),
 };
 
 #[cfg(target_arch = "x86_64")]
 isa!(avx512bf16, 64, __m512i, "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16");
 #[cfg(target_arch = "x86_64")]
+isa!(avx512vbmi, 64, __m512i, "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi");
+#[cfg(target_arch = "x86_64")]
 static AVX512_BF16: Level = Level {
     name: "avx512",
-    rows: avx512::rows(avx512::half::<x86::F16c>(), avx512bf16::half::<x86::Bf16Avx512>()),
+    rows: avx512::rows(
+        avx512::half::<x86::F16c>(),
+        avx512bf16::half::<x86::Bf16Avx512>(),
+        avx512vbmi::byte::<x86::Vbmi<E4m3>>(),
+        avx512vbmi::byte::<x86::Vbmi<E5m2>>(),
+    ),
 };
 
 /// The levels that this CPU has, best first.
@@ -169,7 +240,8 @@ fn levels() -> Vec<&'static Level> {
     {
         use std::arch::is_x86_feature_detected as has;
         if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
-            if has!("avx512bf16") {
+            // Intel's Cooper Lake has only the first.
+            if has!("avx512bf16") && has!("avx512vbmi") {
                 v.push(&AVX512_BF16);
             }
             v.push(&AVX512);
@@ -192,11 +264,41 @@ fn chosen() -> &'static Level {
     })
 }
 
+/// The operation's place in a row.
+#[inline]
+fn column(op: RedOp) -> usize {
+    if op == RedOp::Avg { SUM as usize } else { op as usize }
+}
+
 /// The kernel for a type and an operation, for the CPU that this runs on. `Avg` folds as `Sum`: the
 /// caller passes the number of ranks with the fold that completes the value.
 #[inline]
 pub fn kernel(dtype: DataType, op: RedOp) -> Kernel {
-    chosen().rows[dtype as usize][if op == RedOp::Avg { SUM } else { op as u8 } as usize]
+    chosen().rows[dtype as usize].fold[column(op)]
+}
+
+/// As [`kernel`], but sources fold as balanced adjacent pairs, and every pair's value is rounded to
+/// the element type.
+///
+/// The pairs are (0,1), (2,3), ..., then pairs of their values, and so on; an odd last one passes up
+/// unchanged. A division comes before the rounding of the last pair, whose value is the result. So it
+/// makes no difference whether one call folds all sources, or several calls fold aligned groups of
+/// 2^i of them and another one their results.
+#[inline]
+pub fn kernel_pairs(dtype: DataType, op: RedOp) -> Kernel {
+    chosen().rows[dtype as usize].pairs[column(op)]
+}
+
+/// Multiplies `len` elements of `src` by `factor`, into `dst`. Small floats multiply in f32; every
+/// product is rounded once to the element type, or wraps. [`Factor::fits`] says which factors make
+/// sense; others convert as Rust's `as` does.
+///
+/// # Safety
+/// Both are valid for `len` elements of the type, and are the same memory or do not overlap. No
+/// alignment is needed.
+pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, len: usize, factor: Factor) {
+    // SAFETY: the caller's promises; the table is of this CPU.
+    unsafe { (chosen().rows[dtype as usize].scale)(dst, src, len, factor) }
 }
 
 /// Name of the instruction set in use: "avx512", "avx2" or "scalar" (the target's baseline: SSE2 on

@@ -4,7 +4,8 @@ use super::build::Builder;
 use super::collective::Collective;
 use super::compose;
 use super::op::Program;
-use super::stages::{direct, doubling, ring, tree};
+use super::stages::tree::{self, Place};
+use super::stages::{chain, direct, doubling, ring};
 
 /// How ranks group: by the host that they run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,11 @@ impl Groups {
         &self.members[self.of[rank] as usize]
     }
 
+    /// The members of a group, in rank order.
+    pub(super) fn group(&self, number: usize) -> &[u32] {
+        &self.members[number]
+    }
+
     /// The members of every group, in rank order.
     pub fn iter(&self) -> impl Iterator<Item = &[u32]> {
         self.members.iter().map(Vec::as_slice)
@@ -92,10 +98,12 @@ pub struct Algorithm {
     pub ref_safe: bool,
     /// Besides, an op that receives from a peer and sends to the same peer on the same port may write
     /// that message right into the memory that it read the received one from (`Out`, or `In` in
-    /// place), or, where it was a copy, over that copy.
+    /// place, of a block that it gets), or, where it was a copy, over that copy.
     pub reply_safe: bool,
+    /// Chunks of a block.
     chunks: fn(&Groups) -> u32,
-    build: fn(&mut Builder, &Groups),
+    /// Called for two ranks and more. The number is the root.
+    build: fn(&mut Builder, &Groups, usize),
 }
 
 impl Algorithm {
@@ -106,8 +114,12 @@ impl Algorithm {
     /// If `rank` or `root` is not one of the groups' ranks.
     pub fn program(&self, rank: usize, groups: &Groups, root: usize) -> Program {
         assert!(rank < groups.n() && root < groups.n(), "rank {rank}, root {root} of {}", groups.n());
-        let mut b = Builder::new(rank, groups.n(), (self.chunks)(groups));
-        (self.build)(&mut b, groups);
+        let root = if self.collective.rooted() { root } else { 0 };
+        let mut b = Builder::new(self.collective, root, rank, groups.n(), (self.chunks)(groups));
+        match groups.n() {
+            1 => b.alone(),
+            _ => (self.build)(&mut b, groups, root),
+        }
         b.finish()
     }
 
@@ -124,7 +136,7 @@ impl Algorithm {
 
 impl std::fmt::Debug for Algorithm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
+        write!(f, "{} {}", self.collective.name(), self.name)
     }
 }
 
@@ -138,82 +150,95 @@ pub fn algorithms_of(collective: Collective) -> impl Iterator<Item = &'static Al
     ALGORITHMS.iter().filter(move |a| a.collective == collective)
 }
 
-static ALGORITHMS: [Algorithm; 8] = [
+/// What most algorithms have in common: one message on a channel is enough, and messages may be
+/// references.
+const COMMON: Algorithm = Algorithm {
+    collective: Collective::AllReduce,
+    name: "",
+    about: "",
+    min_depth: 1,
+    hierarchical: false,
+    ref_safe: true,
+    reply_safe: true,
+    chunks: |_| 1,
+    build: |_, _, _| {},
+};
+
+/// Parts of as many chunks as there are ranks: the blocks of a collective that has one for each rank.
+fn each(b: &mut Builder, stage: impl FnOnce(&mut Builder)) {
+    b.parts(b.size() as u32, stage);
+}
+
+/// Numbers the members from the root on: the root is member 0.
+fn from_root(b: &mut Builder, root: usize, stage: impl FnOnce(&mut Builder)) {
+    let n = b.size();
+    let members: Vec<u32> = (0..n).map(|m| ((root + m) % n) as u32).collect();
+    b.on(&members, true, stage);
+}
+
+static ALGORITHMS: [Algorithm; 34] = [
     Algorithm {
         collective: Collective::AllReduce,
         name: "one_shot",
         about: "everyone sends all to everyone: one hop, for tiny messages and few ranks",
-        min_depth: 1,
-        hierarchical: false,
         ref_safe: false,
         reply_safe: false,
-        chunks: |_| 1,
-        build: |b, _| direct::one_shot(b),
+        build: |b, _, _| direct::one_shot(b),
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
         name: "direct",
         about: "reduce_scatter and allgather between all pairs: two hops, least traffic, n messages",
         min_depth: 2,
-        hierarchical: false,
-        ref_safe: true,
-        reply_safe: true,
         chunks: |g| g.n() as u32,
-        build: |b, g| {
-            b.parts(g.n() as u32, |b| {
+        build: |b, _, _| {
+            each(b, |b| {
                 direct::reduce_scatter(b);
                 direct::allgather(b);
             })
         },
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
         name: "ring",
         about: "least traffic, to neighbours only, but 2(n-1) hops: for large messages",
         min_depth: 2,
-        hierarchical: false,
-        ref_safe: true,
-        reply_safe: true,
         chunks: |g| g.n() as u32,
-        build: |b, g| {
-            b.parts(g.n() as u32, |b| {
+        build: |b, _, _| {
+            each(b, |b| {
                 ring::reduce_scatter(b);
                 ring::allgather(b);
             })
         },
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
         name: "recursive_doubling",
         about: "log2(n) hops with the whole buffer each: for small messages and many ranks",
-        min_depth: 1,
-        hierarchical: false,
         ref_safe: false,
         reply_safe: false,
-        chunks: |_| 1,
-        build: |b, _| doubling::recursive_doubling(b),
+        build: |b, _, _| doubling::recursive_doubling(b),
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
         name: "halving_doubling",
         about: "2 log2(n) hops, least traffic where n is a power of two: for medium messages",
         min_depth: 2,
-        hierarchical: false,
-        ref_safe: true,
-        reply_safe: true,
         chunks: |g| doubling::halving_chunks(g.n()),
-        build: |b, _| doubling::halving_doubling(b),
+        build: |b, _, _| doubling::halving_doubling(b),
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
         name: "double_tree",
         about: "two binary trees, pipelined: 2 log2(n) hops, for medium messages and many ranks",
-        min_depth: 1,
-        hierarchical: false,
-        ref_safe: true,
-        reply_safe: true,
         chunks: |_| 2,
-        build: |b, _| tree::double_tree(b),
+        build: |b, _, _| tree::double_tree(b),
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
@@ -221,10 +246,9 @@ static ALGORITHMS: [Algorithm; 8] = [
         about: "reduce_scatter in each host, allreduce across hosts on every rail, allgather in each host",
         min_depth: 2,
         hierarchical: true,
-        ref_safe: true,
-        reply_safe: true,
         chunks: compose::hier_2d_chunks,
-        build: compose::hier_2d,
+        build: |b, g, _| compose::hier_2d(b, g),
+        ..COMMON
     },
     Algorithm {
         collective: Collective::AllReduce,
@@ -232,10 +256,220 @@ static ALGORITHMS: [Algorithm; 8] = [
         about: "reduce to one rank a host, ring of these, broadcast: one connection in and out of a host",
         min_depth: 2,
         hierarchical: true,
-        ref_safe: true,
-        reply_safe: true,
         chunks: compose::hier_leader_chunks,
-        build: compose::hier_leader,
+        build: |b, g, _| compose::hier_leader(b, g),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::ReduceScatter,
+        name: "direct",
+        about: "every rank adds up its own block: one hop, least traffic, n messages",
+        build: |b, _, _| each(b, direct::reduce_scatter),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::ReduceScatter,
+        name: "ring",
+        about: "least traffic, to neighbours only, but n-1 hops: for large messages",
+        min_depth: 2,
+        build: |b, _, _| each(b, ring::reduce_scatter),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::ReduceScatter,
+        name: "hier_2d",
+        about: "each host adds up its values before they cross, on the rail of the rank that they are for",
+        hierarchical: true,
+        build: |b, g, _| each(b, |b| compose::reduce_scatter_2d(b, g)),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::AllGather,
+        name: "direct",
+        about: "everyone sends its block to everyone: one hop, n messages",
+        build: |b, _, _| each(b, direct::allgather),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::AllGather,
+        name: "ring",
+        about: "to neighbours only, but n-1 hops: for large messages",
+        min_depth: 2,
+        build: |b, _, _| each(b, ring::allgather),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::AllGather,
+        name: "bruck",
+        about: "log2(n) hops, to log2(n) ranks: for small messages and many ranks",
+        build: |b, _, _| each(b, doubling::allgather),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::AllGather,
+        name: "hier_2d",
+        about: "every block crosses to each other host once, on its rank's rail, and is passed on there",
+        hierarchical: true,
+        build: |b, g, _| each(b, |b| compose::all_gather_2d(b, g)),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::AllToAll,
+        name: "direct",
+        about: "everyone sends to everyone: one hop, n messages",
+        build: |b, _, _| b.parts((b.size() * b.size()) as u32, direct::all_to_all),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Broadcast,
+        name: "direct",
+        about: "the root sends all to everyone: one hop, for few ranks",
+        build: |b, _, root| {
+            from_root(b, root, |b| tree::broadcast(b, &Place::wide(b.me(), b.size(), b.size())))
+        },
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Broadcast,
+        name: "tree",
+        about: "a binary tree, pipelined: log2(n) hops, for small messages and many ranks",
+        build: |b, _, root| from_root(b, root, |b| tree::broadcast(b, &Place::wide(b.me(), b.size(), 2))),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Broadcast,
+        name: "scatter_allgather",
+        about: "the root sends everything once, the others exchange it: two hops, for large messages",
+        chunks: |g| (g.n() as u32 - 1).max(1),
+        build: |b, _, root| {
+            from_root(b, root, |b| {
+                b.parts(b.size() as u32 - 1, direct::scatter_allgather);
+                b.keep(0);
+            })
+        },
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Broadcast,
+        name: "hier_leader",
+        about: "to one rank a host, and from there on: one connection in and out of a host",
+        hierarchical: true,
+        build: |b, g, root| compose::broadcast_leaders(b, g, root),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Reduce,
+        name: "direct",
+        about: "everyone sends all to the root: one hop, for few ranks",
+        build: |b, _, root| direct::reduce(b, root),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Reduce,
+        name: "tree",
+        about: "a binary tree, pipelined: log2(n) hops, for small messages and many ranks",
+        build: |b, _, root| from_root(b, root, |b| tree::reduce(b, &Place::wide(b.me(), b.size(), 2))),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Reduce,
+        name: "reduce_scatter_gather",
+        about: "everyone but the root adds up a part and sends it there: two hops, for large messages",
+        chunks: |g| (g.n() as u32 - 1).max(1),
+        build: |b, _, root| {
+            from_root(b, root, |b| b.parts(b.size() as u32 - 1, direct::reduce_scatter_gather))
+        },
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Reduce,
+        name: "hier_leader",
+        about: "each host adds up its values before they cross: one connection in and out of a host",
+        hierarchical: true,
+        build: |b, g, root| compose::reduce_leaders(b, g, root),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Gather,
+        name: "direct",
+        about: "everyone sends its block to the root: one hop",
+        build: |b, _, root| each(b, |b| direct::gather(b, root)),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Gather,
+        name: "hier_leader",
+        about: "through one rank a host: one connection in and out of a host",
+        hierarchical: true,
+        build: |b, g, root| each(b, |b| compose::gather_leaders(b, g, root)),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Scatter,
+        name: "direct",
+        about: "the root sends everyone its block: one hop",
+        build: |b, _, root| each(b, |b| direct::scatter(b, root)),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Scatter,
+        name: "hier_leader",
+        about: "through one rank a host: one connection in and out of a host",
+        hierarchical: true,
+        build: |b, g, root| each(b, |b| compose::scatter_leaders(b, g, root)),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Scan,
+        name: "direct",
+        about: "everyone sends all to the ranks after it: one hop, for tiny messages and few ranks",
+        ref_safe: false,
+        reply_safe: false,
+        build: |b, _, _| direct::scan(b, false),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Scan,
+        name: "chain",
+        about: "from each rank to the next, pipelined: least traffic, n-1 hops, for large messages",
+        build: |b, _, _| chain::scan(b),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Scan,
+        name: "doubling",
+        about: "log2(n) hops with the whole buffer each: for small messages and many ranks",
+        ref_safe: false,
+        reply_safe: false,
+        build: |b, _, _| chain::scan_doubling(b),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Exscan,
+        name: "direct",
+        about: "everyone sends all to the ranks after it: one hop, for tiny messages and few ranks",
+        ref_safe: false,
+        reply_safe: false,
+        build: |b, _, _| direct::scan(b, true),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Exscan,
+        name: "chain",
+        about: "from each rank to the next, pipelined: least traffic, n hops, for large messages",
+        ref_safe: false,
+        reply_safe: false,
+        build: |b, _, _| chain::exscan(b, chain::scan),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::Exscan,
+        name: "doubling",
+        about: "log2(n) hops with the whole buffer each: for small messages and many ranks",
+        ref_safe: false,
+        reply_safe: false,
+        build: |b, _, _| chain::exscan(b, chain::scan_doubling),
+        ..COMMON
     },
 ];
 
@@ -255,7 +489,10 @@ mod tests {
     #[test]
     fn names_are_unique_and_found() {
         for a in algorithms() {
-            assert_eq!(Algorithm::by_name(a.collective, a.name).map(|b| b.about), Some(a.about));
+            assert!(std::ptr::eq(Algorithm::by_name(a.collective, a.name).unwrap(), a), "{a:?}");
+        }
+        for c in Collective::ALL {
+            assert!(Algorithm::by_name(c, "direct").is_some());
         }
         assert!(Algorithm::by_name(Collective::AllReduce, "none").is_none());
     }

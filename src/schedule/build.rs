@@ -6,9 +6,14 @@
 //! [`Builder::lane`] says in which lane and on which port. One after the other is simply one call
 //! after the other.
 //!
-//! For every chunk the builder knows whether the running value is still in `In` or already in `Out`.
-//! That alone lets stages follow each other, in place and out of place.
+//! The builder knows which blocks this rank has before and after ([`Collective`]), and for every chunk
+//! whether the running value is still in `In` or already in `Out`. That alone lets stages follow each
+//! other, in place and out of place, and the same stage serve several collectives: [`Builder::pass`]
+//! stores what this rank gets, and only passes on what it does not.
 
+use std::collections::HashSet;
+
+use super::collective::Collective;
 use super::op::{Arg, ArgKind, Lane, Op, Program};
 
 /// A source of a fold.
@@ -37,30 +42,43 @@ struct Scope {
 
 /// Builds the program of one rank.
 pub(super) struct Builder {
-    rank: u32,
+    collective: Collective,
+    root: usize,
+    rank: usize,
     n: usize,
+    /// Chunks of a block.
+    chunks: u32,
     lanes: Vec<Lane>,
-    /// Per chunk: the running value is in `Out`.
-    stored: Vec<bool>,
+    /// Chunks whose running value is in `Out`.
+    stored: HashSet<u32>,
     scope: Scope,
 }
 
 impl Builder {
-    /// All `n` ranks are members, and there is one part of `chunks` chunks.
-    pub fn new(rank: usize, n: usize, chunks: u32) -> Builder {
+    /// All `n` ranks are members, and there is one part: all blocks, `chunks` chunks each.
+    pub fn new(collective: Collective, root: usize, rank: usize, n: usize, chunks: u32) -> Builder {
         let members: Vec<u32> = (0..n as u32).collect();
-        let scope = Scope { members, me: rank, whole: true, lo: 0, step: chunks, parts: 1, lane: 0, port: 0 };
-        Builder { rank: rank as u32, n, lanes: Vec::new(), stored: vec![false; chunks as usize], scope }
+        let step = collective.blocks(n) as u32 * chunks;
+        let scope = Scope { members, me: rank, whole: true, lo: 0, step, parts: 1, lane: 0, port: 0 };
+        let (lanes, stored) = (Vec::new(), HashSet::new());
+        Builder { collective, root, rank, n, chunks, lanes, stored, scope }
     }
 
-    /// The program. A single rank has heard from nobody: it copies its input.
+    /// The program.
     pub fn finish(mut self) -> Program {
-        let chunks = self.stored.len() as u32;
-        if self.n == 1 {
-            self.push((0, chunks), &[local(ArgKind::In)], &[local(ArgKind::Out)], true);
-        }
         self.lanes.retain(|lane| !lane.ops.is_empty());
-        Program { lanes: self.lanes, blocks: 1, chunks, scratch: 0 }
+        let blocks = self.collective.blocks(self.n) as u32;
+        Program { lanes: self.lanes, blocks, chunks: self.chunks, scratch: 0 }
+    }
+
+    /// What a single rank does, whatever the algorithm: it hears from nobody, and copies its input.
+    pub fn alone(&mut self) {
+        let complete = self.collective.completes();
+        self.parts(self.collective.blocks(1) as u32, |b| {
+            if b.given(0) && b.wanted(0) {
+                b.push(b.span(0), &[local(ArgKind::In)], &[local(ArgKind::Out)], complete);
+            }
+        });
     }
 
     // ---- scopes ----
@@ -69,7 +87,7 @@ impl Builder {
     /// is not among them skips it. `whole` says that their values together hold every rank's
     /// contribution, so that a reduction over all of them completes the value.
     pub fn on(&mut self, members: &[u32], whole: bool, stage: impl FnOnce(&mut Builder)) {
-        let Some(me) = members.iter().position(|&r| r == self.rank) else { return };
+        let Some(me) = members.iter().position(|&r| r as usize == self.rank) else { return };
         let scope = Scope { members: members.to_vec(), me, whole, ..self.scope };
         self.within(scope, stage);
     }
@@ -116,6 +134,21 @@ impl Builder {
         self.scope.parts as usize
     }
 
+    /// Rank of a member.
+    pub fn rank(&self, member: usize) -> usize {
+        self.scope.members[member] as usize
+    }
+
+    /// This rank has `part` before the collective.
+    fn given(&self, part: usize) -> bool {
+        self.collective.sent(self.n, self.root, self.rank, self.block(part)).is_some()
+    }
+
+    /// This rank gets the result of `part`.
+    fn wanted(&self, part: usize) -> bool {
+        self.collective.received(self.n, self.root, self.rank, self.block(part)).is_some()
+    }
+
     // ---- ops ----
 
     /// Sends the running value of `part` to the members `to`, one write for all of them.
@@ -140,28 +173,42 @@ impl Builder {
         self.push(span, &[cur], &[dst], false);
     }
 
+    /// Copies `part` from `In` to `Out`, if this rank has it before and after and has not stored it yet.
+    /// (In place that is the same memory, and nothing to do at run time.)
+    pub fn keep(&mut self, part: usize) {
+        if self.given(part) && self.wanted(part) && self.cur(part).kind == ArgKind::In {
+            self.emit(part, &[Src::Mine], true, &[], false);
+        }
+    }
+
     /// Receives the finished value of `part` from a member and stores it.
     pub fn recv(&mut self, part: usize, from: usize) {
-        self.fold_to(part, &[Src::From(from)], None, false);
+        self.emit(part, &[Src::From(from)], true, &[], false);
+    }
+
+    /// Receives the finished value of `part` from a member, stores it if this rank gets the part, and
+    /// passes it on to the members `to`.
+    pub fn pass(&mut self, part: usize, from: usize, to: &[usize]) {
+        self.emit(part, &[Src::From(from)], self.wanted(part), to, false);
     }
 
     /// Folds `srcs` from left to right and stores the result as the running value of `part`. `last`
     /// says that it now holds every member's value.
     pub fn fold(&mut self, part: usize, srcs: &[Src], last: bool) {
-        self.fold_to(part, srcs, None, last && self.scope.whole);
+        self.emit(part, srcs, true, &[], last);
     }
 
-    /// Folds `srcs` and passes the result on to `to` without keeping it.
-    pub fn relay(&mut self, part: usize, srcs: &[Src], to: usize) {
-        self.fold_to(part, srcs, Some(to), false);
+    /// Folds `srcs` and passes the result on to `to` without keeping it. `last` as in [`Builder::fold`].
+    pub fn relay(&mut self, part: usize, srcs: &[Src], to: usize, last: bool) {
+        self.emit(part, srcs, false, &[to], last);
     }
 
     /// `In` or `Out`, where the running value of `part` is.
     fn cur(&self, part: usize) -> Arg {
         let (at, len) = self.span(part);
-        let stored = &self.stored[at as usize..(at + len) as usize];
-        assert!(stored.iter().all(|&s| s == stored[0]), "the running value of one part is in two places");
-        local(if stored[0] { ArgKind::Out } else { ArgKind::In })
+        let stored = (at..at + len).filter(|chunk| self.stored.contains(chunk)).count();
+        assert!(stored == 0 || stored == len as usize, "the running value of one part is in two places");
+        local(if stored > 0 { ArgKind::Out } else { ArgKind::In })
     }
 
     fn span(&self, part: usize) -> (u32, u32) {
@@ -170,8 +217,12 @@ impl Builder {
         (s.lo + part as u32 * s.step, s.step)
     }
 
-    fn fold_to(&mut self, part: usize, srcs: &[Src], to: Option<usize>, complete: bool) {
-        let (at, len) = self.span(part);
+    fn block(&self, part: usize) -> usize {
+        (self.span(part).0 / self.chunks) as usize
+    }
+
+    fn emit(&mut self, part: usize, srcs: &[Src], store: bool, to: &[usize], last: bool) {
+        let span = self.span(part);
         let args: Vec<Arg> = srcs
             .iter()
             .map(|src| match *src {
@@ -182,14 +233,16 @@ impl Builder {
                 }
             })
             .collect();
-        let dst = match to {
-            Some(member) => self.send_arg(&[member]),
-            None => {
-                self.stored[at as usize..(at + len) as usize].fill(true);
-                local(ArgKind::Out)
-            }
-        };
-        self.push((at, len), &args, &[dst], complete);
+        let mut dsts = Vec::with_capacity(2);
+        if store {
+            self.stored.extend(span.0..span.0 + span.1);
+            dsts.push(local(ArgKind::Out));
+        }
+        if !to.is_empty() {
+            dsts.push(self.send_arg(to));
+        }
+        let complete = last && self.scope.whole && self.collective.completes();
+        self.push(span, &args, &dsts, complete);
     }
 
     fn send_arg(&mut self, to: &[usize]) -> Arg {
@@ -238,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_send_joins_the_store_before_it_and_no_other() {
-        let mut b = Builder::new(0, 3, 4);
+        let mut b = Builder::new(Collective::AllReduce, 0, 0, 3, 4);
         b.parts(2, |b| {
             b.send(0, &[1]);
             b.fold(1, &[Src::Mine, Src::From(1)], true);
@@ -259,7 +312,7 @@ mod tests {
 
     #[test]
     fn scopes_number_members_and_cut_ranges() {
-        let mut b = Builder::new(7, 9, 12);
+        let mut b = Builder::new(Collective::AllReduce, 0, 7, 9, 12);
         b.on(&[3, 5], true, |_| panic!("rank 7 is not a member"));
         b.on(&[2, 7, 4], false, |b| {
             assert_eq!((b.me(), b.size()), (1, 3));
@@ -276,9 +329,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_wanted_is_only_passed_on() {
+        // Rank 1 of 3 gathers for rank 0: it has block 1, and gets none.
+        let mut b = Builder::new(Collective::Gather, 0, 1, 3, 1);
+        b.parts(3, |b| {
+            b.send(1, &[0]);
+            b.keep(1);
+            b.pass(2, 2, &[0]);
+        });
+        let lane = &b.finish().lanes[0];
+        let kinds: Vec<Vec<ArgKind>> = lane
+            .ops
+            .iter()
+            .map(|op| lane.srcs(op).iter().chain(lane.dsts(op)).map(|a| a.kind).collect())
+            .collect();
+        assert_eq!(kinds, [[ArgKind::In, ArgKind::Send], [ArgKind::Recv, ArgKind::Send]]);
+        // The root keeps its own.
+        let mut b = Builder::new(Collective::Gather, 0, 0, 3, 1);
+        b.parts(3, |b| b.keep(0));
+        assert_eq!(b.finish().lanes[0].ops.len(), 1);
+    }
+
+    #[test]
     fn one_rank_copies() {
-        let p = Builder::new(0, 1, 5).finish();
-        assert_eq!(p.lanes.len(), 1);
-        assert_eq!(p.lanes[0].ops, [Op { at: 0, len: 5, arg: 0, nsrc: 1, ndst: 1, complete: true }]);
+        for (collective, complete) in [(Collective::AllReduce, true), (Collective::AllToAll, false)] {
+            let mut b = Builder::new(collective, 0, 0, 1, 5);
+            b.alone();
+            let p = b.finish();
+            assert_eq!(p.lanes.len(), 1);
+            assert_eq!(p.lanes[0].ops, [Op { at: 0, len: 5, arg: 0, nsrc: 1, ndst: 1, complete }]);
+        }
+        let mut b = Builder::new(Collective::Exscan, 0, 0, 1, 1);
+        b.alone();
+        assert!(b.finish().lanes.is_empty());
     }
 }

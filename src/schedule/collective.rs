@@ -76,6 +76,13 @@ impl Collective {
         matches!(self, AllReduce | ReduceScatter | Reduce | Scan | Exscan)
     }
 
+    /// It folds values, and what is folded over all ranks is folded no further: averages can be divided
+    /// there. A scan's prefixes are results on one rank and a part of the next one's.
+    pub const fn completes(self) -> bool {
+        use Collective::*;
+        matches!(self, AllReduce | ReduceScatter | Reduce)
+    }
+
     /// It has a root.
     pub const fn rooted(self) -> bool {
         use Collective::*;

@@ -24,5 +24,6 @@ pub use op::{Arg, ArgKind, Lane, Op, Program};
 pub use print::{describe, goal, picture, step};
 pub use shape::cut;
 pub use verify::{
-    Claims, Fault, FaultKind, Proof, Summary, check, groupings, live_at, verify, verify_all, verify_up_to,
+    Claims, Fault, FaultKind, Proof, Summary, cases, check, groupings, is_canonical, live_at, prove, verify,
+    verify_all, verify_up_to,
 };

@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::collective::Collective;
 use super::op::{Arg, ArgKind, Lane, Op, Program};
 use super::verify::{Fault, FaultKind};
+
+/// Ports that schedules may use; the rest is for messages from point to point.
+pub const PORTS: u8 = 7;
 
 /// Memory regions of a rank: the input, the output, then the scratch images.
 pub const IN: u32 = 0;
@@ -21,6 +25,8 @@ pub enum Operand {
 
 #[derive(Clone, Copy, Debug)]
 pub struct NetOp {
+    /// Index in the rank's lane.
+    pub index: u32,
     /// First chunk and number of chunks, the same for all operands.
     pub at: u32,
     pub len: u32,
@@ -59,6 +65,11 @@ pub struct Channel {
 
 pub struct Net<'a> {
     pub programs: &'a [Program],
+    pub collective: Collective,
+    pub root: usize,
+    /// First chunk of the only block that is played; see [`Net::block`].
+    pub base: u32,
+    /// Chunks of a block.
     pub chunks: u32,
     pub scratch: u32,
     pub lanes: Vec<NetLane>,
@@ -93,17 +104,32 @@ impl Wiring {
 
 impl<'a> Net<'a> {
     /// Wires the programs, or says what is wrong: operands that make no sense, spans that leave their
-    /// buffer or differ within an op, peers that do not exist, sends and receives that do not match
+    /// block, blocks that are not in the rank's buffers, peers that do not exist, sends and receives that do not match
     /// one to one with the same chunks, channels with two lanes at one end.
-    pub fn new(programs: &'a [Program]) -> Result<Net<'a>, Fault> {
+    pub fn new(collective: Collective, root: usize, programs: &'a [Program]) -> Result<Net<'a>, Fault> {
         let Some(&Program { chunks, scratch, .. }) = programs.first() else {
             return Err(Fault::whole(FaultKind::Malformed, 0, "there are no ranks".into()));
         };
         let mut wiring = Wiring { ids: HashMap::new(), keys: Vec::new(), ends: Vec::new() };
-        let mut net = Net { programs, chunks, scratch, lanes: Vec::new(), channels: Vec::new(), messages: 0 };
+        let mut net = Net {
+            programs,
+            collective,
+            root,
+            base: 0,
+            chunks,
+            scratch,
+            lanes: Vec::new(),
+            channels: Vec::new(),
+            messages: 0,
+        };
+        let blocks = collective.blocks(programs.len());
         for (rank, program) in programs.iter().enumerate() {
             if chunks == 0 || (program.chunks, program.scratch) != (chunks, scratch) {
-                let what = "cuts the buffer into no chunks, or differently from rank 0".into();
+                let what = "cuts blocks into no chunks, or differently from rank 0".into();
+                return Err(Fault::whole(FaultKind::Malformed, rank, what));
+            }
+            if program.blocks as usize != blocks || blocks * chunks as usize > u32::MAX as usize {
+                let what = format!("has {} blocks; {} has {blocks}", program.blocks, collective.name());
                 return Err(Fault::whole(FaultKind::Malformed, rank, what));
             }
             for index in 0..program.lanes.len() {
@@ -117,6 +143,57 @@ impl<'a> Net<'a> {
             net.messages += ends.sends.len();
         }
         Ok(net)
+    }
+
+    /// The blocks one by one, each with the ops that are left when all others are dropped.
+    pub fn blocks(&self) -> impl Iterator<Item = Net<'a>> {
+        let mut ops: HashMap<u32, Vec<(usize, usize)>> = HashMap::new();
+        for (l, lane) in self.lanes.iter().enumerate() {
+            for (o, op) in lane.ops.iter().enumerate() {
+                ops.entry(op.at / self.chunks).or_default().push((l, o));
+            }
+        }
+        let blocks = self.collective.blocks(self.programs.len()) as u32;
+        (0..blocks).map(move |block| self.block(block, ops.get(&block).map_or(&[], Vec::as_slice)))
+    }
+
+    fn block(&self, block: u32, ops: &[(usize, usize)]) -> Net<'a> {
+        let mut net = Net { base: block * self.chunks, lanes: Vec::new(), channels: Vec::new(), ..*self };
+        // The lanes of `net` in this one; its channels' numbers.
+        let (mut lanes, mut channels): (Vec<usize>, HashMap<u32, u32>) = Default::default();
+        for &(l, o) in ops {
+            let lane = &self.lanes[l];
+            if lanes.last() != Some(&l) {
+                lanes.push(l);
+                let (rank, index) = (lane.rank, lane.index);
+                net.lanes.push(NetLane { rank, index, ops: Vec::new(), operands: Vec::new() });
+            }
+            let here = net.lanes.last_mut().expect("just pushed");
+            let mut operand = |o: &Operand| match *o {
+                Operand::Local(region) => Operand::Local(region),
+                Operand::Message { channel, reply } => {
+                    let next = channels.len() as u32;
+                    Operand::Message { channel: *channels.entry(channel).or_insert(next), reply }
+                }
+            };
+            let op = lane.ops[o];
+            let first = here.operands.len() as u32;
+            here.operands.extend(lane.srcs(&op).iter().map(&mut operand));
+            here.operands.extend(lane.dsts(&op).iter().map(&mut operand));
+            here.ops.push(NetOp { first, ..op });
+        }
+        let mut ends: Vec<(u32, Channel)> = channels
+            .iter()
+            .map(|(&old, &new)| {
+                // Both ends have an op of this block, since they use the same chunks.
+                let lane = |l: u32| lanes.binary_search(&(l as usize)).unwrap_or(0) as u32;
+                let Channel { from, to } = self.channels[old as usize];
+                (new, Channel { from: lane(from), to: lane(to) })
+            })
+            .collect();
+        ends.sort_unstable_by_key(|(new, _)| *new);
+        net.channels = ends.into_iter().map(|(_, channel)| channel).collect();
+        net
     }
 
     fn wire_lane(&self, wiring: &mut Wiring, rank: usize, index: usize) -> Result<NetLane, Fault> {
@@ -137,20 +214,25 @@ impl<'a> Net<'a> {
     /// Adds an op to `wired`, or says what is malformed.
     fn wire_op(&self, wiring: &mut Wiring, wired: &mut NetLane, lane: &Lane, op: &Op) -> Result<(), String> {
         let at = op.at;
-        if at.checked_add(op.len).is_none_or(|end| end > self.chunks) {
-            return Err(format!("runs past the end, {} chunks", self.chunks));
+        let (block, n) = ((at / self.chunks) as usize, self.programs.len());
+        if block >= self.collective.blocks(n) || op.len > self.chunks - at % self.chunks {
+            return Err(format!("leaves its block of {} chunks", self.chunks));
+        }
+        if op.complete && !self.collective.completes() {
+            return Err(format!("completes a value, which {} never does", self.collective.name()));
         }
         let (rank, here) = (wired.rank as u32, (self.lanes.len() as u32, wired.ops.len() as u32));
         let mut srcs = Vec::with_capacity(op.nsrc as usize);
         for src in lane.srcs(op) {
             srcs.push(match src.kind {
                 ArgKind::Send => return Err("has a send as a source".into()),
+                ArgKind::Recv if src.port >= PORTS => return Err(format!("uses port {}", src.port)),
                 ArgKind::Recv => {
                     let channel = wiring.channel(self.peer(lane, src.ix as usize, rank)?, rank, src.port);
                     wiring.ends[channel as usize].recvs.push(here);
                     Operand::Message { channel, reply: None }
                 }
-                _ => Operand::Local(self.region(src)?),
+                _ => Operand::Local(self.region(src, wired.rank, block)?),
             });
         }
         let mut dsts = Vec::with_capacity(op.ndst as usize);
@@ -158,6 +240,7 @@ impl<'a> Net<'a> {
             match dst.kind {
                 ArgKind::In => return Err("writes the input".into()),
                 ArgKind::Recv => return Err("has a receive as a destination".into()),
+                ArgKind::Send if dst.port >= PORTS => return Err(format!("uses port {}", dst.port)),
                 ArgKind::Send if dst.count == 0 => return Err("sends to nobody".into()),
                 ArgKind::Send => {
                     for k in 0..dst.count as usize {
@@ -171,7 +254,7 @@ impl<'a> Net<'a> {
                         dsts.push(Operand::Message { channel, reply });
                     }
                 }
-                _ => dsts.push(Operand::Local(self.region(dst)?)),
+                _ => dsts.push(Operand::Local(self.region(dst, wired.rank, block)?)),
             }
         }
         if repeats(&srcs, false) || repeats(&dsts, true) {
@@ -183,7 +266,16 @@ impl<'a> Net<'a> {
             _ => None,
         };
         let (first, nsrc, ndst) = (wired.operands.len() as u32, srcs.len() as u32, dsts.len() as u32);
-        wired.ops.push(NetOp { at, len: op.len, complete: op.complete, lend, first, nsrc, ndst });
+        wired.ops.push(NetOp {
+            index: here.1,
+            at,
+            len: op.len,
+            complete: op.complete,
+            lend,
+            first,
+            nsrc,
+            ndst,
+        });
         wired.operands.append(&mut srcs);
         wired.operands.append(&mut dsts);
         Ok(())
@@ -200,11 +292,18 @@ impl<'a> Net<'a> {
         }
     }
 
-    fn region(&self, arg: &Arg) -> Result<u32, String> {
+    fn region(&self, arg: &Arg, rank: usize, block: usize) -> Result<u32, String> {
+        let (c, n, root) = (self.collective, self.programs.len(), self.root);
         match arg.kind {
+            ArgKind::In if c.sent(n, root, rank, block).is_none() => {
+                Err(format!("reads block {block}, which is not in its input"))
+            }
             ArgKind::In => Ok(IN),
             ArgKind::Scratch if arg.ix as u32 >= self.scratch => Err(format!("uses scratch {}", arg.ix)),
             ArgKind::Scratch => Ok(2 + arg.ix as u32),
+            _ if c.received(n, root, rank, block).is_none() => {
+                Err(format!("uses block {block} of its output, which it does not get"))
+            }
             _ => Ok(OUT),
         }
     }

@@ -36,7 +36,8 @@ pub struct Arg {
 ///
 /// Its operands are `args[arg..arg + nsrc]` (sources, in fold order) and then `ndst` destinations.
 /// It fires when every `Recv` has a message and every `Send` has room. All destinations get the
-/// same bytes.
+/// same bytes. In place, an op whose only source is `In` must not write `Out`: that is the same memory,
+/// and others may be reading it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Op {

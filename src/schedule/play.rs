@@ -3,6 +3,10 @@
 //! Lanes are in order and every channel has one writer and one reader, so there is no choice: any
 //! order of playing gives the same values and the same deadlocks, and one order is enough.
 //!
+//! Waiting is played with all blocks, values with one block at a time ([`Net::blocks`]): an op has one
+//! block, so its values are the same, and fewer accesses are ordered. What is right for every block alone
+//! is right for any number of them together.
+//!
 //! A chunk's value is an order-free sum of random leaf values (the multiset of its contributions) and
 //! an ordered hash of the tree in which they were folded. Races are found with vector clocks, one per
 //! lane: every chunk of memory knows its last write and the reads since.
@@ -27,6 +31,9 @@ pub struct Game {
     pub by_ref: bool,
     /// Replies go back into the memory or the slot of the message that they answer.
     pub reply: bool,
+    /// Ops fold their sources in adjacent pairs instead of from left to right, and all results must be
+    /// folded like this from all contributions in rank order.
+    pub pairs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,11 +99,13 @@ struct Player<'a> {
     channels: Vec<ChannelState>,
     cells: Vec<Cell>,
     /// Sum of all ranks' leaves, per tile and chunk.
-    expected: Vec<u64>,
+    whole: Vec<u64>,
     ready: Vec<u32>,
     queued: Vec<bool>,
     /// The values of the op at hand.
     values: Vec<Value>,
+    /// With [`Game::pairs`], the trees of its sources: all of the first chunk, then of the next one.
+    trees: Vec<Vec<u64>>,
 }
 
 /// Plays to the end, or says what is wrong.
@@ -109,10 +118,11 @@ pub fn play(net: &Net, game: Game) -> Result<(), Fault> {
         clocks: if game.values { vec![0; lanes * lanes] } else { Vec::new() },
         channels: (0..net.channels.len()).map(|_| ChannelState::default()).collect(),
         cells: Vec::new(),
-        expected: Vec::new(),
+        whole: Vec::new(),
         ready: (0..lanes as u32).rev().collect(),
         queued: vec![true; lanes],
         values: Vec::new(),
+        trees: Vec::new(),
     };
     if game.values {
         p.lay_out();
@@ -137,16 +147,18 @@ impl Player<'_> {
 
     fn lay_out(&mut self) {
         let (n, k) = (self.net.programs.len(), self.net.chunks);
-        self.expected = vec![0; (self.game.tiles * k) as usize];
+        self.whole = vec![0; (self.game.tiles * k) as usize];
         for rank in 0..n {
             for region in 0..2 + self.net.scratch {
                 for tile in 0..self.tiles_of(region) {
                     for chunk in 0..k {
                         let mut value = Value { sum: 0, tree: 0, state: State::Undefined };
-                        if region == IN {
-                            let leaf = leaf(rank, tile, chunk);
-                            value = Value { sum: leaf, tree: mix(leaf), state: State::Partial };
-                            let sum = &mut self.expected[(tile * k + chunk) as usize];
+                        if region == IN && self.gives(rank) {
+                            let leaf = leaf(rank, tile, self.net.base + chunk);
+                            let moves = !self.net.collective.reduces();
+                            let state = if moves { State::Complete } else { State::Partial };
+                            value = Value { sum: leaf, tree: mix(leaf), state };
+                            let sum = &mut self.whole[(tile * k + chunk) as usize];
                             *sum = sum.wrapping_add(leaf);
                         }
                         self.cells.push(Cell { value, written: (0, 0), reads: Vec::new() });
@@ -156,11 +168,22 @@ impl Player<'_> {
         }
     }
 
+    /// The rank has the block before / after.
+    fn gives(&self, rank: usize) -> bool {
+        let Net { collective, root, base, chunks, .. } = *self.net;
+        collective.sent(self.net.programs.len(), root, rank, (base / chunks) as usize).is_some()
+    }
+    fn gets(&self, rank: usize) -> bool {
+        let Net { collective, root, base, chunks, .. } = *self.net;
+        collective.received(self.net.programs.len(), root, rank, (base / chunks) as usize).is_some()
+    }
+
     /// Tiles have an input and an output each, and share the scratch images.
     fn tiles_of(&self, region: u32) -> u32 {
         if region <= OUT { self.game.tiles } else { 1 }
     }
 
+    /// `chunk` counts from the start of the block.
     fn cell(&self, rank: usize, region: u32, tile: u32, chunk: u32) -> usize {
         let (k, tiles) = (self.net.chunks, self.game.tiles);
         let in_rank = match region {
@@ -212,9 +235,13 @@ impl Player<'_> {
         if self.game.values {
             self.tick(lane, &received);
             self.compute(lane, index, tile, &received)?;
+            // In place, a copy from input to output is nothing.
+            let same = self.game.in_place && !op.complete && matches!(l.srcs(&op), [Operand::Local(IN)]);
             for dst in l.dsts(&op) {
-                if let Operand::Local(region) = *dst {
-                    self.write((lane, index), l.rank, region, tile)?;
+                match *dst {
+                    Operand::Local(OUT) if same => {}
+                    Operand::Local(region) => self.write((lane, index), l.rank, region, tile)?,
+                    Operand::Message { .. } => {}
                 }
             }
         }
@@ -274,18 +301,22 @@ impl Player<'_> {
         let op = l.ops[index];
         let mut values = std::mem::take(&mut self.values);
         values.clear();
+        self.trees.clear();
         for (i, (src, message)) in l.srcs(&op).iter().zip(received).enumerate() {
             for k in 0..op.len {
+                let chunk = op.at - net.base + k;
                 let value = match (src, message.as_ref().map(|m| (&m.body, m.tile))) {
                     (_, Some((Body::Copy(copy), _))) => copy[k as usize],
                     (_, Some((Body::Ref { rank, region }, tile))) => {
-                        self.read((lane, index), *rank as usize, *region, tile, op.at + k)?
+                        self.read((lane, index), *rank as usize, *region, tile, chunk)?
                     }
-                    (Operand::Local(region), _) => {
-                        self.read((lane, index), l.rank, *region, tile, op.at + k)?
-                    }
+                    (Operand::Local(region), _) => self.read((lane, index), l.rank, *region, tile, chunk)?,
                     (Operand::Message { .. }, _) => unreachable!("a receive fires with its message"),
                 };
+                if self.game.pairs {
+                    self.trees.resize_with(op.len as usize, Vec::new);
+                    self.trees[k as usize].push(value.tree);
+                }
                 if i == 0 {
                     values.push(value);
                 } else {
@@ -295,13 +326,16 @@ impl Player<'_> {
                         return Err(self.fault(FaultKind::Complete, (lane, index), what));
                     }
                     acc.sum = acc.sum.wrapping_add(value.sum);
-                    acc.tree = mix(acc.tree ^ mix(value.tree.wrapping_add(0x5bd1_e995)));
+                    acc.tree = join(acc.tree, value.tree);
                 }
             }
         }
-        for (k, value) in values.iter_mut().enumerate() {
-            let chunk = op.at + k as u32;
-            let whole = value.sum == self.expected[(tile * net.chunks + chunk) as usize];
+        for (value, trees) in values.iter_mut().zip(&mut self.trees) {
+            value.tree = pairs(trees);
+        }
+        let first = tile * net.chunks + op.at - net.base;
+        for (k, value) in values.iter_mut().enumerate().filter(|_| net.collective.completes()) {
+            let whole = value.sum == self.whole[first as usize + k];
             let what = match (op.complete, value.state == State::Complete, whole) {
                 (true, true, _) => "is marked complete, but copies a complete value: chunk",
                 (true, false, false) => "is marked complete, but lacks or repeats a contribution: chunk",
@@ -309,7 +343,8 @@ impl Player<'_> {
                 _ => "",
             };
             if !what.is_empty() {
-                return Err(self.fault(FaultKind::Complete, (lane, index), format!("{what} {chunk}")));
+                let what = format!("{what} {}", op.at as usize + k);
+                return Err(self.fault(FaultKind::Complete, (lane, index), what));
             }
             if op.complete {
                 value.state = State::Complete;
@@ -341,7 +376,7 @@ impl Player<'_> {
             }
             return Ok(cell.value);
         }
-        let place = place(rank, region, chunk);
+        let place = self.place(rank, region, chunk);
         if !ordered {
             let other = self.op_of((writer, when));
             let what = format!("reads {place} unordered with {other}, which writes it");
@@ -353,7 +388,7 @@ impl Player<'_> {
     /// Writes `self.values` from the op's first chunk.
     fn write(&mut self, me: (usize, usize), rank: usize, region: u32, tile: u32) -> Result<(), Fault> {
         let lanes = self.net.lanes.len();
-        let at = self.net.lanes[me.0].ops[me.1].at;
+        let at = self.net.lanes[me.0].ops[me.1].at - self.net.base;
         for k in 0..self.values.len() {
             let ix = self.cell(rank, region, tile, at + k as u32);
             let clock = &self.clocks[me.0 * lanes..][..lanes];
@@ -362,7 +397,7 @@ impl Player<'_> {
             let conflict = cell.reads.iter().chain([&cell.written]).find(late).copied();
             if let Some(other) = conflict {
                 let verb = if other == cell.written { "writes" } else { "reads" };
-                let (place, other) = (place(rank, region, at + k as u32), self.op_of(other));
+                let (place, other) = (self.place(rank, region, at + k as u32), self.op_of(other));
                 let what = format!("writes {place} unordered with {other}, which {verb} it");
                 return Err(self.fault(FaultKind::Race, me, what));
             }
@@ -394,9 +429,16 @@ impl Player<'_> {
             if self.game.values {
                 clock.get_or_insert_with(|| Rc::from(&self.clocks[me.0 * lanes..][..lanes]));
                 let back = match answered.map(|(_, m)| &m.body) {
-                    Some(&Body::Ref { rank, region }) if self.game.in_place || region != IN => {
-                        Some((rank, region))
+                    // In place this is the output as well, or must not be written.
+                    Some(&Body::Ref { rank, region: IN }) if self.game.in_place => {
+                        if !self.gets(rank as usize) {
+                            let place = self.place(rank as usize, IN, op.at - net.base);
+                            let what = format!("may write its reply to {place}, which is input only");
+                            return Err(self.fault(FaultKind::Race, me, what));
+                        }
+                        Some((rank, IN))
                     }
+                    Some(&Body::Ref { rank, region }) if region != IN => Some((rank, region)),
                     _ => None,
                 };
                 body = if let Some((rank, region)) = back {
@@ -418,20 +460,42 @@ impl Player<'_> {
         Ok(())
     }
 
-    /// Every output chunk is complete and was folded in the same tree on all ranks.
+    /// Every rank that gets the block has the fold of what it should, in the same tree as the others.
     fn results(&self) -> Result<(), Fault> {
-        for rank in 0..self.net.programs.len() {
-            for tile in 0..self.game.tiles {
-                for chunk in 0..self.net.chunks {
-                    let value = |rank| self.cells[self.cell(rank, OUT, tile, chunk)].value;
-                    if value(rank).state != State::Complete {
-                        let what = format!("never gets the result of chunk {chunk}");
-                        return Err(Fault::whole(FaultKind::Value, rank, what));
-                    }
-                    if value(rank).tree != value(0).tree {
-                        let what = format!("folds chunk {chunk} in another order than rank 0");
-                        return Err(Fault::whole(FaultKind::Tree, rank, what));
-                    }
+        let Net { programs, collective, base, chunks, .. } = *self.net;
+        let n = programs.len();
+        let places = (0..self.game.tiles).flat_map(|tile| (0..chunks).map(move |chunk| (tile, chunk)));
+        for (tile, chunk) in places {
+            let mut first: Option<(usize, u64)> = None;
+            for rank in (0..n).filter(|&rank| self.gets(rank)) {
+                let value = self.cells[self.cell(rank, OUT, tile, chunk)].value;
+                let leaves = || {
+                    (0..collective.folded(n, rank))
+                        .filter(|&r| self.gives(r))
+                        .map(|r| leaf(r, tile, base + chunk))
+                };
+                let prefix = collective.reduces() && !collective.completes();
+                let sum = match prefix {
+                    true => leaves().fold(0, u64::wrapping_add),
+                    false => self.whole[(tile * chunks + chunk) as usize],
+                };
+                let chunk = base + chunk;
+                if value.state == State::Undefined || !prefix && value.state != State::Complete {
+                    let what = format!("never gets the result of chunk {chunk}");
+                    return Err(Fault::whole(FaultKind::Value, rank, what));
+                }
+                if value.sum != sum {
+                    let what = format!("lacks or repeats a contribution to chunk {chunk}");
+                    return Err(Fault::whole(FaultKind::Complete, rank, what));
+                }
+                if self.game.pairs && value.tree != pairs(&mut leaves().map(mix).collect()) {
+                    let what = format!("folds chunk {chunk} not in adjacent pairs of ranks");
+                    return Err(Fault::whole(FaultKind::Tree, rank, what));
+                }
+                let (other, tree) = *first.get_or_insert((rank, value.tree));
+                if !prefix && value.tree != tree {
+                    let what = format!("folds chunk {chunk} in another order than rank {other}");
+                    return Err(Fault::whole(FaultKind::Tree, rank, what));
                 }
             }
         }
@@ -447,6 +511,7 @@ impl Player<'_> {
         {
             path.push(lane);
             let op = &self.net.lanes[lane].ops[index];
+            let index = op.index;
             let Some(Operand::Message { channel, .. }) = self.blocked(lane, op) else { break };
             let Channel { from, to } = self.net.channels[channel as usize];
             let for_message = to as usize == lane;
@@ -465,26 +530,45 @@ impl Player<'_> {
 
     fn op_of(&self, (lane, when): Stamp) -> String {
         let l = &self.net.lanes[lane as usize];
-        format!("rank {}, lane {}, op {}", l.rank, l.index, (when as usize - 1) % l.ops.len())
+        let op = &l.ops[(when as usize - 1) % l.ops.len()];
+        format!("rank {}, lane {}, op {}", l.rank, l.index, op.index)
     }
 
     fn fault(&self, kind: FaultKind, (lane, op): (usize, usize), what: String) -> Fault {
         let l = &self.net.lanes[lane];
-        Fault::at(self.net.programs, kind, (l.rank, l.index, op), what)
+        Fault::at(self.net.programs, kind, (l.rank, l.index, l.ops[op].index as usize), what)
     }
-}
 
-fn place(rank: usize, region: u32, chunk: u32) -> String {
-    match region {
-        IN => format!("In[{chunk}] of rank {rank}"),
-        OUT => format!("Out[{chunk}] of rank {rank}"),
-        image => format!("Scratch{}[{chunk}] of rank {rank}", image - 2),
+    fn place(&self, rank: usize, region: u32, chunk: u32) -> String {
+        let chunk = self.net.base + chunk;
+        match region {
+            IN => format!("In[{chunk}] of rank {rank}"),
+            OUT => format!("Out[{chunk}] of rank {rank}"),
+            image => format!("Scratch{}[{chunk}] of rank {rank}", image - 2),
+        }
     }
 }
 
 /// The contribution of a rank to a chunk of a tile: random, so that equal sums mean equal multisets.
 fn leaf(rank: usize, tile: u32, chunk: u32) -> u64 {
     mix((rank as u64) << 40 ^ (tile as u64) << 32 ^ chunk as u64)
+}
+
+/// The tree of two values folded.
+fn join(left: u64, right: u64) -> u64 {
+    mix(left ^ mix(right.wrapping_add(0x5bd1_e995)))
+}
+
+/// The tree of values folded in adjacent pairs, and these in pairs again; an odd one passes up.
+fn pairs(trees: &mut Vec<u64>) -> u64 {
+    while trees.len() > 1 {
+        let half = trees.len().div_ceil(2);
+        for i in 0..half {
+            trees[i] = trees.get(2 * i + 1).map_or(trees[2 * i], |&right| join(trees[2 * i], right));
+        }
+        trees.truncate(half);
+    }
+    trees.first().copied().unwrap_or(0)
 }
 
 /// splitmix64

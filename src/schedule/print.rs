@@ -38,7 +38,12 @@ pub fn describe(lane: &Lane, op: usize) -> String {
 
 /// The picture of one rank's program: a line for every op.
 pub fn picture(program: &Program, rank: usize) -> String {
-    let mut text = format!("rank {rank}, {} chunks\n", program.chunks);
+    let size = match (program.blocks, program.chunks) {
+        (1, chunks) => format!("{chunks} chunks"),
+        (blocks, 1) => format!("{blocks} blocks"),
+        (blocks, chunks) => format!("{blocks} blocks of {chunks} chunks"),
+    };
+    let mut text = format!("rank {rank}, {size}\n");
     for (i, lane) in program.lanes.iter().enumerate() {
         if program.lanes.len() > 1 {
             let _ = writeln!(text, "  lane {i}");
@@ -53,7 +58,7 @@ pub fn picture(program: &Program, rank: usize) -> String {
 /// Bytes that are folded in a nanosecond, for the `calc` lines of [`goal`].
 const FOLD_BYTES_PER_NS: u64 = 8;
 
-/// The schedule as GOAL text, which LogGOPSim reads: an allreduce of `bytes` bytes in `tiles` tiles,
+/// The schedule as GOAL text, which LogGOPSim reads: blocks of `bytes` bytes in `tiles` tiles,
 /// the ports as tags. Every op is a `calc` (its fold at 8 GB/s) after its receives and before its
 /// sends; the next op of the lane requires it. GOAL knows no limit to messages under way.
 pub fn goal(programs: &[Program], bytes: u64, tiles: u32) -> String {
@@ -86,7 +91,7 @@ fn goal_op(
     before: Option<u64>,
 ) -> u64 {
     let edge = |i: u64| cut(tile_len, i, chunks as u64, 64);
-    let at = op.at as u64;
+    let at = (op.at % chunks) as u64;
     let len = edge(at + op.len as u64) - edge(at);
     let mut line = |text: &mut String, what: String, after: &[u64]| {
         *label += 1;
@@ -180,7 +185,7 @@ mod tests {
         let lane = &direct.program(1, &Groups::flat(3), 0).lanes[0];
         assert_eq!(describe(lane, 0), "waits for room to send chunk 2 to rank 2");
         assert_eq!(describe(lane, 2), "waits for chunk 1 from ranks 0, 2 or for room to send to ranks 2, 0");
-        assert_eq!(describe(lane, 4), "waits for chunk 0 from rank 0");
+        assert_eq!(describe(lane, 3), "waits for chunk 0 from rank 0");
         assert_eq!(describe(lane, 99), "is done");
         let tree = Algorithm::by_name(Collective::AllReduce, "double_tree").unwrap();
         let lane = &tree.program(0, &Groups::flat(2), 0).lanes[0];

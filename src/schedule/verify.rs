@@ -9,11 +9,25 @@
 //! * No two accesses to the same memory are unordered, in place and out of place. [Full channels
 //!   only add order, so this is played without a limit; tiles share scratch only, so two tiles
 //!   decide.]
-//! * Every output chunk holds every rank's contribution exactly once, and all ranks fold in the same
-//!   order, so that all get the same bits.
+//! * Every rank gets exactly the blocks that [`Collective`] says, and a block's result holds the
+//!   contribution of every rank that has one (in a scan, up to this rank) exactly once. Ranks that get the
+//!   same block fold it in the same order, and so get the same bits.
 //! * `complete` marks exactly the ops that first hold a whole value, and nothing is folded after.
 //! * Where declared: messages may be read from the sender's memory, and replies may be written back
 //!   into it.
+//!
+//! Blocks of different lengths have different numbers of tiles: from some tile on, all ops of a block are
+//! left out, on all ranks. That needs no more playing, for **dropping blocks is always safe**:
+//!
+//! * A schedule that does not deadlock still does not without some blocks. What waits for what is a graph
+//!   without circles: from each op to the next one of its lane, from each send to its receive, and, with
+//!   channels of depth `d`, from the receive of a channel's message `i` to the send of its message `i + d`.
+//!   A block's messages disappear at both ends at once. So what is left has the same edges, except that a
+//!   lane's next op is now a later one, and that a channel's message `i + d` is now a later one; there was a
+//!   way to these already, along the lane (a channel's sends are all in one lane). No new circle can arise.
+//!   (A reply in the slot of its question has the same block.)
+//! * Values are those of one block anyway. Races are looked for with every block alone, when only its own
+//!   ops are there to order its accesses; other blocks' ops can but add order.
 //!
 //! It assumes channels that are reliable and in order, and lanes that each make progress.
 
@@ -120,18 +134,21 @@ pub fn check(
     programs: &[Program],
     claims: Claims,
 ) -> Result<Proof, Fault> {
-    let _ = (collective, root);
-    let net = Net::new(programs)?;
+    let net = Net::new(collective, root, programs)?;
     let tiles = if net.scratch == 0 { 1 } else { 2 };
     live(&net, claims.depth, false)?;
-    for in_place in [true, false] {
-        let game = Game { tiles, depth: None, values: true, in_place, by_ref: false, reply: false };
-        play(&net, game)?;
-        if claims.ref_safe {
-            play(&net, Game { by_ref: true, ..game })?;
-        }
-        if claims.reply_safe {
-            play(&net, Game { by_ref: true, reply: true, ..game })?;
+    // An all_to_all has no block in place: a rank sends block (r, s) and gets block (s, r).
+    let places: &[bool] = if collective == Collective::AllToAll { &[false] } else { &[true, false] };
+    for block in net.blocks() {
+        for &in_place in places {
+            let game = Game { tiles, in_place, ..VALUES };
+            play(&block, game)?;
+            if claims.ref_safe {
+                play(&block, Game { by_ref: true, ..game })?;
+            }
+            if claims.reply_safe {
+                play(&block, Game { by_ref: true, reply: true, ..game })?;
+            }
         }
     }
     if claims.reply_safe {
@@ -141,14 +158,26 @@ pub fn check(
     Ok(Proof { ranks: programs.len(), lanes: net.lanes.len(), ops, messages: net.messages })
 }
 
-/// Proves only that nothing deadlocks when channels hold `depth` messages.
-pub fn live_at(programs: &[Program], depth: u32) -> Result<(), Fault> {
-    live(&Net::new(programs)?, depth, false)
+/// Every result of this schedule, which must have been proved, is folded in one way that depends on the
+/// number of ranks alone, if every op folds its sources in adjacent pairs, these in pairs again, and so on:
+/// `((0 + 1) + (2 + 3)) + 4`. All schedules for which it holds give the same bits.
+pub fn is_canonical(collective: Collective, root: usize, programs: &[Program]) -> bool {
+    !collective.reduces()
+        || Net::new(collective, root, programs)
+            .is_ok_and(|net| net.blocks().all(|block| play(&block, Game { pairs: true, ..VALUES }).is_ok()))
 }
 
+/// Proves only that nothing deadlocks when channels hold `depth` messages.
+pub fn live_at(collective: Collective, root: usize, programs: &[Program], depth: u32) -> Result<(), Fault> {
+    live(&Net::new(collective, root, programs)?, depth, false)
+}
+
+/// Values and races, out of place, without a limit to messages.
+const VALUES: Game =
+    Game { tiles: 1, depth: None, values: true, in_place: false, by_ref: false, reply: false, pairs: false };
+
 fn live(net: &Net, depth: u32, reply: bool) -> Result<(), Fault> {
-    let depth = Some(depth);
-    play(net, Game { tiles: 1, depth, values: false, in_place: true, by_ref: false, reply })
+    play(net, Game { depth: Some(depth), values: false, reply, ..VALUES })
 }
 
 /// What [`verify_all`] proved.
@@ -163,8 +192,8 @@ pub struct Summary {
     pub time: Duration,
 }
 
-/// Proves every algorithm for 1 to 64 ranks, hierarchies with every even grouping and several uneven
-/// ones. `progress` gets a line per algorithm. Takes some seconds.
+/// Proves every algorithm for 1 to 64 ranks, with the groups and roots of [`cases`]. `progress` gets a line
+/// per algorithm. Takes some seconds.
 pub fn verify_all(progress: &mut dyn FnMut(&str)) -> crate::Result<Summary> {
     verify_up_to(64, progress)
 }
@@ -177,27 +206,22 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
         let before = sum;
         let began = Instant::now();
         for n in 1..=max_ranks {
-            for groups in if algorithm.hierarchical { groupings(n) } else { vec![Groups::flat(n)] } {
-                let who = || format!("{} on {n} ranks in {} groups", algorithm.name, groups.len());
-                let proof = verify(algorithm, &groups, 0).map_err(|f| crate::Error::from(f).who(who()))?;
+            for (groups, root) in cases(algorithm, n) {
+                let (proof, refused) = prove(algorithm, &groups, root)?;
                 sum.schedules += 1;
                 sum.ops += proof.ops;
                 sum.messages += proof.messages;
-                if algorithm.min_depth > 1
-                    && live_at(&algorithm.programs(&groups, 0), algorithm.min_depth - 1).is_err()
-                {
-                    sum.refused += 1;
-                }
+                sum.refused += usize::from(refused);
             }
         }
         let refused = sum.refused - before.refused;
         if algorithm.min_depth > 1 && refused == 0 && max_ranks > 3 {
-            let what =
-                format!("{} declares a depth of {}, but needs less", algorithm.name, algorithm.min_depth);
+            let what = format!("{algorithm:?} declares a depth of {}, but needs less", algorithm.min_depth);
             return Err(crate::Error::internal(what));
         }
         progress(&format!(
-            "{:18} {:4} schedules, {:8} ops, {:8} messages, {:4} refused at depth {}, {:.2} s",
+            "{:14} {:21} {:4} schedules, {:8} ops, {:8} messages, {:4} refused at depth {}, {:.2} s",
+            algorithm.collective.name(),
             algorithm.name,
             sum.schedules - before.schedules,
             sum.ops - before.ops,
@@ -209,6 +233,26 @@ pub fn verify_up_to(max_ranks: usize, progress: &mut dyn FnMut(&str)) -> crate::
     }
     sum.time = start.elapsed();
     Ok(sum)
+}
+
+/// [`verify`], with the case in the error's text; and whether one less than the declared depth deadlocks.
+pub fn prove(algorithm: &Algorithm, groups: &Groups, root: usize) -> crate::Result<(Proof, bool)> {
+    let proof = verify(algorithm, groups, root).map_err(|f| {
+        let numbers = groups.numbers();
+        crate::Error::from(f).who(format!("{algorithm:?}, root {root}, host of each rank: {numbers:?}"))
+    })?;
+    let less = algorithm.min_depth - 1;
+    let programs = || algorithm.programs(groups, root);
+    Ok((proof, less > 0 && live_at(algorithm.collective, root, &programs(), less).is_err()))
+}
+
+/// What an algorithm is proved with on `n` ranks: hierarchies with all [`groupings`], and, where there is a
+/// root, the first, the middle and the last rank as root.
+pub fn cases(algorithm: &Algorithm, n: usize) -> Vec<(Groups, usize)> {
+    let groups = if algorithm.hierarchical { groupings(n) } else { vec![Groups::flat(n)] };
+    let mut roots = if algorithm.collective.rooted() { vec![0, n / 2, n - 1] } else { vec![0] };
+    roots.dedup();
+    groups.iter().flat_map(|g| roots.iter().map(|&root| (g.clone(), root))).collect()
 }
 
 /// Groups that hierarchies are proved with: consecutive ranks in groups of every size that divides
@@ -273,9 +317,8 @@ mod tests {
         let racy = ask(2, &[image(0)], &[(&[image(0)], &[image(1)], false)]);
         let fault = check(Collective::AllReduce, 0, &racy, CLAIMS).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Race, "{fault}");
-        let net = Net::new(&racy).unwrap();
-        let game = Game { tiles: 1, depth: None, values: true, in_place: false, by_ref: false, reply: false };
-        assert!(play(&net, game).is_ok());
+        let net = Net::new(Collective::AllReduce, 0, &racy).unwrap();
+        assert!(play(&net, VALUES).is_ok());
         let clean = ask(2, &[image(0)], &[]);
         assert_eq!(
             check(Collective::AllReduce, 0, &clean, CLAIMS),
@@ -330,6 +373,42 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_must_not_go_to_what_is_input_only() {
+        // Rank 1 is the root of a reduce, and tells rank 0 the sum, which keeps it in scratch: in place
+        // its input is no output as well.
+        let mut programs = ask(1, &[], &[]);
+        programs[0].lanes[1].args[1] = arg(ArgKind::Scratch, 0, 0);
+        let claims = Claims { ref_safe: true, ..CLAIMS };
+        check(Collective::Reduce, 1, &programs, claims).unwrap();
+        let claims = Claims { reply_safe: true, ..claims };
+        let fault = check(Collective::Reduce, 1, &programs, claims).unwrap_err();
+        assert!(fault.kind == FaultKind::Race && fault.text.contains("input only"), "{fault}");
+        // In an allreduce the same is an output.
+        let programs = ask(1, &[], &[]);
+        check(Collective::AllReduce, 0, &programs, claims).unwrap();
+    }
+
+    #[test]
+    fn in_place_a_kept_block_may_be_read_meanwhile() {
+        let gather = Algorithm::by_name(Collective::AllGather, "direct").unwrap();
+        let mut programs = gather.programs(&Groups::flat(2), 0);
+        let claims = Claims { ref_safe: true, ..CLAIMS };
+        check(Collective::AllGather, 0, &programs, claims).unwrap();
+        // A copy by way of scratch is a write.
+        for program in &mut programs {
+            program.scratch = 1;
+            let lane = &mut program.lanes[0];
+            let (first, next) = (lane.args.len() as u32, lane.ops[1]);
+            let (input, image) = (arg(ArgKind::In, 0, 0), arg(ArgKind::Scratch, 0, 0));
+            lane.args.extend([input, image, image, arg(ArgKind::Out, 0, 0)]);
+            lane.ops[1].arg = first;
+            lane.ops.insert(2, Op { arg: first + 2, ..next });
+        }
+        let fault = check(Collective::AllGather, 0, &programs, claims).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Race, "{fault}");
+    }
+
+    #[test]
     fn what_makes_no_sense_is_malformed() {
         let mend = |change: &dyn Fn(&mut Program)| {
             let mut programs = ask(1, &[], &[]);
@@ -337,7 +416,7 @@ mod tests {
             check(Collective::AllReduce, 0, &programs, CLAIMS).map_err(|f| f.kind)
         };
         assert!(mend(&|_| {}).is_ok());
-        let malformed: [&dyn Fn(&mut Program); 12] = [
+        let malformed: [&dyn Fn(&mut Program); 15] = [
             &|p| p.lanes[0].ops[0].nsrc = 0,
             &|p| p.lanes[0].ops[0].arg = 77,
             &|p| p.lanes[0].ops[0].len = 2,
@@ -350,17 +429,26 @@ mod tests {
             &|p| p.lanes[0].peers[0] = 2,
             &|p| p.lanes[0].args[1].count = u16::MAX,
             &|p| p.chunks = 2,
+            &|p| p.blocks = 2,
+            &|p| p.lanes[0].args[1].port = 7,
+            &|p| p.lanes[1].args[0].port = 7,
         ];
         for (i, change) in malformed.iter().enumerate() {
             assert_eq!(mend(change), Err(FaultKind::Malformed), "change {i}");
         }
         assert!(check(Collective::AllReduce, 0, &[], CLAIMS).is_err());
+        let programs = ask(0, &[], &[]);
+        let kind = |c, root| check(c, root, &programs, CLAIMS).map_err(|f| f.kind);
+        // Rank 0 gets nothing in a reduce to rank 1; nothing is completed in a scan; a gather has two blocks.
+        for (c, root) in [(Collective::Reduce, 1), (Collective::Scan, 0), (Collective::Gather, 0)] {
+            assert_eq!(kind(c, root), Err(FaultKind::Malformed), "{c:?}");
+        }
     }
 
     #[test]
     fn faults_name_the_place() {
         let ring = Algorithm::by_name(Collective::AllReduce, "ring").unwrap();
-        let fault = live_at(&ring.programs(&Groups::flat(3), 0), 1).unwrap_err();
+        let fault = live_at(Collective::AllReduce, 0, &ring.programs(&Groups::flat(3), 0), 1).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Deadlock);
         assert_eq!(
             fault.text,

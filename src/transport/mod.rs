@@ -110,6 +110,9 @@ pub trait Link {
         true
     }
 
+    /// The call under way is given up: from here on nothing refers to the caller's memory.
+    fn abandon(&mut self) {}
+
     /// Largest message in bytes that `send_slot` takes.
     fn capacity(&self) -> usize;
 
@@ -179,6 +182,9 @@ impl Link for AnyLink {
     #[inline]
     fn finish(&mut self) {
         forward!(self, l => l.finish())
+    }
+    fn abandon(&mut self) {
+        forward!(self, l => l.abandon())
     }
     fn capacity(&self) -> usize {
         forward!(self, l => l.capacity())

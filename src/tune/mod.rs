@@ -23,9 +23,8 @@ pub struct Choice {
     pub message: usize,
 }
 
-fn named(name: &str) -> &'static Algorithm {
-    schedule::Algorithm::by_name(Collective::AllReduce, name)
-        .expect("a built-in choice names a built-in algorithm")
+fn named(collective: Collective, name: &str) -> &'static Algorithm {
+    Algorithm::by_name(collective, name).expect("a built-in choice names a built-in algorithm")
 }
 
 /// Largest message where nothing else is known to be better: it stays in a core's L2, and fits a slot
@@ -36,8 +35,29 @@ const TCP_MESSAGE: usize = 512 << 10;
 /// Just below a GSO packet: better with many ranks and large buffers.
 const TCP_PACKET: usize = 64_000;
 
-/// Chooses for an allreduce of `bytes`.
-pub fn choose(layout: &Layout, bytes: usize) -> Choice {
+/// Chooses for a call of `bytes`: of the larger of its buffers. `None` where ranks do not know that alike
+/// (gather, scatter and all_to_all with uneven counts).
+pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> Choice {
+    let n = layout.groups.n();
+    let known = bytes.unwrap_or(usize::MAX);
+    let hosts = !layout.all_tcp && layout.any_tcp;
+    let message = if layout.all_tcp { TCP_MESSAGE } else { MESSAGE };
+    use Collective::*;
+    let (name, ways, message) = match (collective, n, known) {
+        (AllReduce, ..) => return choose_all_reduce(layout, known),
+        (ReduceScatter | AllGather, ..) if hosts && bytes.is_some() => ("hier_2d", 2, message),
+        (Broadcast | Reduce, ..) if hosts => ("hier_leader", 2, message),
+        (ReduceScatter | AllGather, 17.., 1048576..) if bytes.is_some() => ("ring", 2, message),
+        (Broadcast | Reduce, 5.., ..=262144) => ("tree", 1, message),
+        (Broadcast, 3.., _) => ("scatter_allgather", 1, message),
+        (Reduce, 3.., _) => ("reduce_scatter_gather", 1, message),
+        (Scan | Exscan, ..) => ("chain", 1, message),
+        _ => ("direct", 1, message),
+    };
+    Choice { algorithm: named(collective, name), ways, message }
+}
+
+fn choose_all_reduce(layout: &Layout, bytes: usize) -> Choice {
     let (name, ways, message) = match (layout.all_tcp, layout.any_tcp, layout.groups.n(), bytes) {
         (true, _, ..=2, ..=262144) => ("one_shot", 1, TCP_MESSAGE),
         (true, _, 3.., ..=16384) => ("recursive_doubling", 1, TCP_MESSAGE),
@@ -50,7 +70,23 @@ pub fn choose(layout: &Layout, bytes: usize) -> Choice {
         (false, false, ..=16, _) => ("direct", 1, MESSAGE),
         (false, false, ..) => ("halving_doubling", 2, MESSAGE),
     };
-    Choice { algorithm: named(name), ways, message }
+    Choice { algorithm: named(Collective::AllReduce, name), ways, message }
+}
+
+/// Algorithms to try, in this order, when results must not depend on the choice: the first that folds
+/// adjacent pairs of these ranks is taken. The last always does.
+pub fn deterministic(
+    collective: Collective,
+    layout: &Layout,
+    bytes: Option<usize>,
+) -> impl Iterator<Item = &'static Algorithm> {
+    let large = bytes.is_none_or(|b| b > 32768) && layout.groups.n() > 2;
+    let names = match collective {
+        Collective::AllReduce if large => ["hier_2d", "halving_doubling", "direct"],
+        Collective::AllReduce => ["recursive_doubling", "one_shot", "direct"],
+        _ => ["hier_2d", "tree", "direct"],
+    };
+    names.into_iter().filter_map(move |name| Algorithm::by_name(collective, name))
 }
 
 /// For a forced algorithm.

@@ -4,31 +4,36 @@ use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use graccl::schedule::{Arg, ArgKind, Lane, Op, Program, cut};
+use graccl::schedule::{Arg, ArgKind, Collective, Lane, Op, Program, cut};
 
 use crate::Rng;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Setting {
     pub in_place: bool,
     /// Messages that may be references are, every other time.
     pub by_ref: bool,
     /// Replies go where the message came from, every other time.
     pub reply: bool,
-    pub tiles: u64,
     pub depth: usize,
-    /// Elements.
-    pub count: usize,
+    /// Elements and tiles of every block.
+    pub blocks: Vec<(usize, u64)>,
 }
 
 #[derive(Clone)]
 enum Payload {
     Copy(Vec<i64>),
     /// Elements of this rank's input or output.
-    Ref(usize, ArgKind, Range<usize>),
+    Ref(usize, ArgKind, Place),
 }
 
 type Key = (usize, usize, u8);
+
+/// A block, and elements of it.
+type Place = (usize, Range<usize>);
+
+/// The blocks of a buffer; `None` where the buffer has not got the block.
+type Blocks = Vec<Option<Vec<i64>>>;
 
 struct Message {
     payload: Payload,
@@ -37,17 +42,19 @@ struct Message {
 }
 
 pub struct Run<'a> {
+    collective: Collective,
+    root: usize,
     programs: &'a [Program],
     setting: Setting,
     rng: Rng,
-    inputs: Vec<Vec<i64>>,
+    inputs: Vec<Blocks>,
 }
 
 /// The state of one execution.
 struct State {
-    /// In place, the input is never looked at.
-    input: Vec<Vec<i64>>,
-    output: Vec<Vec<i64>>,
+    input: Vec<Blocks>,
+    /// In place, a block that is in both buffers is only here.
+    output: Vec<Blocks>,
     queues: HashMap<Key, VecDeque<Message>>,
     used: HashMap<Key, usize>,
 }
@@ -58,38 +65,77 @@ fn post(sum: i64) -> i64 {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(programs: &'a [Program], setting: Setting, seed: u64) -> Run<'a> {
+    pub fn new(
+        collective: Collective,
+        root: usize,
+        programs: &'a [Program],
+        setting: Setting,
+        seed: u64,
+    ) -> Run<'a> {
         let mut rng = Rng(seed);
-        let inputs = (0..programs.len()).map(|_| (0..setting.count).map(|_| rng.word() as i64).collect());
+        let n = programs.len();
+        let inputs = (0..n).map(|rank| {
+            let sent = setting.blocks.iter().enumerate().map(|(b, (count, _))| {
+                collective.sent(n, root, rank, b).map(|_| (0..*count).map(|_| rng.word() as i64).collect())
+            });
+            sent.collect()
+        });
         let inputs = inputs.collect();
-        Run { programs, setting, rng, inputs }
+        Run { collective, root, programs, setting, rng, inputs }
     }
 
-    /// Sums must be right, and a fold that depends on the order must give all ranks the same.
+    /// Results must be right, and a fold that depends on the order must give the same to all ranks that get
+    /// the same block.
     pub fn check(mut self) -> Result<(), String> {
-        let sums = self.execute(i64::wrapping_add)?;
-        for (rank, sum) in sums.iter().enumerate() {
-            for (i, &got) in sum.iter().enumerate() {
-                let right = post(self.inputs.iter().fold(0, |acc, v| acc.wrapping_add(v[i])));
-                if got != right {
-                    return Err(format!("element {i} of rank {rank} is wrong"));
+        let n = self.programs.len();
+        let results = self.execute(i64::wrapping_add)?;
+        for (rank, blocks) in results.iter().enumerate() {
+            for (b, got) in blocks.iter().enumerate().filter_map(|(b, got)| Some((b, got.as_ref()?))) {
+                let folded =
+                    self.inputs[..self.collective.folded(n, rank)].iter().filter_map(|v| v[b].as_ref());
+                let mut right = vec![0i64; got.len()];
+                for v in folded {
+                    right.iter_mut().zip(v).for_each(|(a, v)| *a = a.wrapping_add(*v));
+                }
+                if self.collective.completes() {
+                    right.iter_mut().for_each(|v| *v = post(*v));
+                }
+                if let Some(i) = (0..got.len()).find(|&i| got[i] != right[i]) {
+                    return Err(format!("element {i} of block {b} of rank {rank} is wrong"));
                 }
             }
         }
-        let mixed = self.execute(|a, b| a.wrapping_mul(31).rotate_left(7) ^ b)?;
-        match mixed.iter().position(|m| *m != mixed[0]) {
-            Some(rank) => Err(format!("rank {rank} has folded in another order than rank 0")),
-            None => Ok(()),
+        if matches!(self.collective, Collective::Scan | Collective::Exscan) {
+            return Ok(());
         }
+        let mixed = self.execute(|a, b| a.wrapping_mul(31).rotate_left(7) ^ b)?;
+        for b in 0..self.setting.blocks.len() {
+            let mut got =
+                mixed.iter().enumerate().filter_map(|(rank, blocks)| Some((rank, blocks[b].as_ref()?)));
+            let first = got.next();
+            if let Some((rank, _)) =
+                got.find(|(_, bits)| first.is_some_and(|(_, of_first)| of_first != *bits))
+            {
+                return Err(format!("rank {rank} has folded block {b} in another order than the first"));
+            }
+        }
+        Ok(())
     }
 
-    fn execute(&mut self, fold: fn(i64, i64) -> i64) -> Result<Vec<Vec<i64>>, String> {
-        let blank = || vec![0x5a5a_5a5a; self.setting.count];
-        let output = match self.setting.in_place {
-            true => self.inputs.clone(),
-            false => self.inputs.iter().map(|_| blank()).collect(),
-        };
-        let input = self.inputs.clone();
+    fn execute(&mut self, fold: fn(i64, i64) -> i64) -> Result<Vec<Blocks>, String> {
+        let n = self.programs.len();
+        let mut input = self.inputs.clone();
+        let output: Vec<Blocks> = (0..n)
+            .map(|rank| {
+                let block = |(b, (count, _)): (usize, &(usize, u64))| {
+                    self.collective.received(n, self.root, rank, b)?;
+                    let moved = if self.setting.in_place { input[rank][b].take() } else { None };
+                    Some(moved.unwrap_or_else(|| vec![0x5a5a_5a5a; *count]))
+                };
+                self.setting.blocks.iter().enumerate().map(block).collect()
+            })
+            .collect();
+        let given = input.clone();
         let mut state = State { input, output, queues: HashMap::new(), used: HashMap::new() };
         let programs = self.programs;
         // (rank, lane, tile, op) of every lane that is not through.
@@ -97,6 +143,8 @@ impl<'a> Run<'a> {
         for (rank, program) in programs.iter().enumerate() {
             todo.extend(program.lanes.iter().map(|lane| (rank, lane, 0, 0)));
         }
+        let tiles = self.setting.blocks.iter().map(|b| b.1).max().unwrap_or(0);
+        todo.retain_mut(|(rank, lane, tile, op)| self.settle(*rank, lane, tile, op) < tiles);
         while !todo.is_empty() {
             // Any lane that can fire; a run of one lane now and then, to get far from lockstep.
             let start = self.rng.below(todo.len());
@@ -111,15 +159,37 @@ impl<'a> Run<'a> {
                     break;
                 }
                 self.fire(&mut state, rank, lane, &lane.ops[op], tile, fold)?;
-                let next = (op + 1) % lane.ops.len();
-                todo[i] = (rank, lane, tile + u64::from(next == 0), next);
-                if todo[i].2 == self.setting.tiles {
+                let (mut next, mut after) = (tile, op + 1);
+                self.settle(rank, lane, &mut next, &mut after);
+                todo[i] = (rank, lane, next, after);
+                if next >= tiles {
                     todo.swap_remove(i);
                     break;
                 }
             }
         }
+        if state.input != given {
+            return Err("an input was written".into());
+        }
         Ok(state.output)
+    }
+
+    /// Moves a lane's position past the ends of tiles, and past ops of blocks that have no such tile. The
+    /// tile that it is in then.
+    fn settle(&self, rank: usize, lane: &Lane, tile: &mut u64, op: &mut usize) -> u64 {
+        let most = self.setting.blocks.iter().map(|b| b.1).max().unwrap_or(0);
+        while *tile < most {
+            match lane.ops.get(*op) {
+                None => (*tile, *op) = (*tile + 1, 0),
+                Some(o) if *tile >= self.setting.blocks[self.block(rank, o)].1 => *op += 1,
+                Some(_) => break,
+            }
+        }
+        *tile
+    }
+
+    fn block(&self, rank: usize, op: &Op) -> usize {
+        (op.at / self.programs[rank].chunks) as usize
     }
 
     fn can_fire(&self, state: &State, rank: usize, lane: &Lane, op: &Op) -> bool {
@@ -139,20 +209,28 @@ impl<'a> Run<'a> {
         lane.srcs(op).iter().all(recv) && lane.dsts(op).iter().all(room)
     }
 
-    fn span(&self, rank: usize, op: &Op, tile: u64) -> Range<usize> {
+    fn span(&self, rank: usize, op: &Op, tile: u64) -> Place {
         let chunks = self.programs[rank].chunks as u64;
-        let edge = |t| cut(self.setting.count as u64, t, self.setting.tiles, 1);
+        let block = self.block(rank, op);
+        let (count, tiles) = self.setting.blocks[block];
+        let edge = |t| cut(count as u64, t, tiles, 1);
         let (base, len) = (edge(tile), edge(tile + 1) - edge(tile));
-        let at = op.at as u64;
+        let at = op.at as u64 % chunks;
         let inner = |i| (base + cut(len, i, chunks, 1)) as usize;
-        inner(at)..inner(at + op.len as u64)
+        (block, inner(at)..inner(at + op.len as u64))
     }
 
-    fn load(&self, state: &State, rank: usize, kind: ArgKind, span: Range<usize>) -> Vec<i64> {
-        match kind {
-            ArgKind::In if !self.setting.in_place => state.input[rank][span].to_vec(),
-            _ => state.output[rank][span].to_vec(),
-        }
+    fn load(
+        &self,
+        state: &State,
+        rank: usize,
+        kind: ArgKind,
+        (block, span): Place,
+    ) -> Result<Vec<i64>, String> {
+        let input = state.input[rank][block].as_ref().filter(|_| kind == ArgKind::In);
+        // In place, what is not in the input is in the output.
+        let memory = input.or(state.output[rank][block].as_ref());
+        memory.map(|m| m[span].to_vec()).ok_or(format!("rank {rank} has no block {block}"))
     }
 
     fn fire(
@@ -175,15 +253,15 @@ impl<'a> Run<'a> {
                 let message = queue.pop_front().expect("can fire");
                 let next = match message.payload.clone() {
                     Payload::Copy(copy) => copy,
-                    Payload::Ref(r, kind, span) => self.load(state, r, kind, span),
+                    Payload::Ref(r, kind, span) => self.load(state, r, kind, span)?,
                 };
                 received.push((from, src.port, message));
                 next
             } else {
-                self.load(state, rank, src.kind, span.clone())
+                self.load(state, rank, src.kind, span.clone())?
             };
-            if next.len() != span.len() {
-                return Err(format!("rank {rank} gets {} elements instead of {}", next.len(), span.len()));
+            if next.len() != span.1.len() {
+                return Err(format!("rank {rank} gets {} elements instead of {}", next.len(), span.1.len()));
             }
             match i {
                 0 => value = next,
@@ -194,7 +272,7 @@ impl<'a> Run<'a> {
             value.iter_mut().for_each(|v| *v = post(*v));
         }
         for _ in lane.dsts(op).iter().filter(|d| d.kind == ArgKind::Out) {
-            state.output[rank][span.clone()].copy_from_slice(&value);
+            store(state, rank, &span, &value)?;
         }
         let stores = lane.dsts(op).iter().any(|d| d.kind == ArgKind::Out);
         let lent = match lane.srcs(op) {
@@ -213,7 +291,7 @@ impl<'a> Run<'a> {
                     Some(Message { payload: Payload::Ref(r, kind, span), slot })
                         if self.setting.in_place || kind == ArgKind::Out =>
                     {
-                        state.output[r][span.clone()].copy_from_slice(&value);
+                        store(state, r, &span, &value)?;
                         message = Message { payload: Payload::Ref(r, kind, span), slot };
                     }
                     Some(Message { slot, .. }) => message.slot = slot,
@@ -232,6 +310,13 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+fn store(state: &mut State, rank: usize, (block, span): &Place, value: &[i64]) -> Result<(), String> {
+    let memory =
+        state.output[rank][*block].as_mut().ok_or(format!("rank {rank} does not get block {block}"))?;
+    memory[span.clone()].copy_from_slice(value);
+    Ok(())
 }
 
 fn readers<'a>(lane: &'a Lane, send: &Arg) -> &'a [u32] {

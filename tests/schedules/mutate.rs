@@ -100,6 +100,9 @@ impl Kind {
     pub fn mutate(self, programs: &[Program], everywhere: bool, rng: &mut Rng) -> Option<Vec<Program>> {
         let mut mutant = programs.to_vec();
         let rank = rng.below(programs.len());
+        if programs[rank].lanes.is_empty() {
+            return None;
+        }
         let lane = rng.below(programs[rank].lanes.len());
         let op = rng.below(programs[rank].lanes[lane].ops.len());
         let seed = rng.word();
@@ -114,7 +117,7 @@ impl Kind {
     }
 
     fn apply(self, program: &mut Program, lane: usize, op: usize, rng: &mut Rng) {
-        let chunks = program.chunks as usize;
+        let chunks = (program.blocks * program.chunks) as usize;
         let mut peers = program.lanes[lane].peers.clone();
         let mut steps = unpack(&program.lanes[lane]);
         let end = steps.len() - 1;
@@ -125,6 +128,8 @@ impl Kind {
         let message = |a: &Arg| matches!(a.kind, ArgKind::Recv | ArgKind::Send);
         match self {
             Kind::DropOp => drop(steps.remove(op)),
+            // A rank's own block may well be stored twice.
+            Kind::DoubleOp if operands.iter().all(|a| !message(a)) => {}
             Kind::DoubleOp => steps.insert(op, steps[op].clone()),
             Kind::SwapOps => steps.swap(op, (op + 1).min(end)),
             Kind::MoveOp => {

@@ -4,7 +4,6 @@ pub mod hand;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::AtomicU32;
 
 use graccl::exec::{BlockSpan, Blocked, Bound, Engine, Idle, Launch, Pause, Progress, Ran, Tiling};
 use graccl::memory::{self, Block, PeerArena, arena};
@@ -194,7 +193,7 @@ impl std::ops::DerefMut for Memory {
 #[derive(Default)]
 struct Shm(HashMap<(u32, u32, u8, u32), Block>);
 
-static AWAKE: Doorbell = Doorbell { word: AtomicU32::new(0) };
+static AWAKE: Doorbell = Doorbell::new();
 
 impl Shm {
     fn link(&mut self, me: u32, peer: u32, port: u8, way: u32) -> AnyLink {

@@ -77,7 +77,7 @@ pub struct PerfArgs {
     /// sum, prod, min, max, avg or all
     #[arg(short = 'o', long, value_name = "OP", value_parser = parse_op, default_value = "sum")]
     pub op: Choice<RedOp>,
-    /// int8, uint8, int32, uint32, int64, uint64, half, float, double, bfloat16 or all
+    /// int8, uint8, int32, uint32, int64, uint64, half, float, double, bfloat16, f8e4m3, f8e5m2 or all
     #[arg(short = 'd', long, value_name = "TYPE", value_parser = parse_type, default_value = "float")]
     pub datatype: Choice<DataType>,
     /// Longest wait inside a call, seconds
@@ -355,7 +355,7 @@ mod tests {
              -S 1 -J x.json -a 1 -R 1 -x 0 -D 0 -V 0 -M -u 0 -I -K 0",
         );
         assert_eq!(a.ignored.given().len(), 13);
-        assert_eq!((a.op.0.len(), a.datatype.0.len()), (5, 10));
+        assert_eq!((a.op.0.len(), a.datatype.0.len()), (5, 12));
         let a = parsed(
             "--nthreads 1 --ngpus 1 --minbytes 8 --maxbytes 8 --stepfactor 2 --iters 5 --warmup_iters 1 \
              --agg_iters 1 --run_cycles 1 --check 0 --op sum --datatype half --timeout 5 --report_cputime 1 \

@@ -61,6 +61,8 @@ fn float_limits(dtype: DataType) -> Option<(u32, i32)> {
     match dtype {
         DataType::F16 => Some((11, 14)),
         DataType::Bf16 => Some((8, 126)),
+        DataType::F8E4M3 => Some((4, 6)),
+        DataType::F8E5M2 => Some((3, 14)),
         DataType::F32 => Some((24, 126)),
         DataType::F64 => Some((53, 1022)),
         _ => None,
@@ -80,12 +82,30 @@ fn wrap(dtype: DataType, x: i128) -> i128 {
     }
 }
 
+/// The number that a code of an 8-bit float type means, for those that are finite.
+fn f8_value(dtype: DataType, code: u8) -> f64 {
+    let (digits, bias) = if dtype == DataType::F8E4M3 { (3, 7) } else { (2, 15) };
+    let (exponent, mantissa) = (i32::from(code & 0x7f) >> digits, f64::from(code & ((1 << digits) - 1)));
+    let (whole, exponent) = if exponent == 0 { (0.0, 1) } else { (1.0, exponent) };
+    let abs = (whole + mantissa / 2f64.powi(digits)) * 2f64.powi(exponent - bias);
+    if code & 0x80 == 0 { abs } else { -abs }
+}
+
+/// The code of the nearest finite number, of two that are as near the even one: found by trying all.
+fn f8_nearest(dtype: DataType, x: f64) -> u8 {
+    let codes = if dtype == DataType::F8E4M3 { 0..0x7f } else { 0..0x7c_u8 };
+    let far = |code: &u8| ((f8_value(dtype, *code) - x.abs()).abs(), code & 1);
+    let nearest = codes.min_by(|a, b| far(a).partial_cmp(&far(b)).expect("no NaN")).expect("a code");
+    nearest | u8::from(x.is_sign_negative()) << 7
+}
+
 /// Appends the element's bytes. Floats are exact in the type, but for averages that are not
 /// representable, which are rounded to nearest.
 fn encode(dtype: DataType, value: Num, out: &mut Vec<u8>) {
     match (dtype, value) {
         (DataType::F16, Num::Float(x)) => out.extend_from_slice(&f16::from_f64(x).to_ne_bytes()),
         (DataType::Bf16, Num::Float(x)) => out.extend_from_slice(&bf16::from_f64(x).to_ne_bytes()),
+        (DataType::F8E4M3 | DataType::F8E5M2, Num::Float(x)) => out.push(f8_nearest(dtype, x)),
         (DataType::F32, Num::Float(x)) => out.extend_from_slice(&(x as f32).to_ne_bytes()),
         (DataType::F64, Num::Float(x)) => out.extend_from_slice(&x.to_ne_bytes()),
         (_, Num::Int(x)) => {
@@ -246,7 +266,7 @@ impl Problem {
     /// A value that the operation leaves as it is, however often: timed loops reduce in place, and
     /// must not drift to infinity or to slow denormals.
     pub fn fixed_point(&self) -> Pattern {
-        let one = u8::from(self.op != RedOp::Sum);
+        let one = u8::from(!matches!(self.op, RedOp::Sum | RedOp::Avg));
         let value = match float_limits(self.dtype) {
             Some(_) => Num::Float(one.into()),
             None => Num::Int(one.into()),

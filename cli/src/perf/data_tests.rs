@@ -15,11 +15,21 @@ fn problems(ranks: &[usize]) -> impl Iterator<Item = Problem> {
     all.collect::<Vec<_>>().into_iter()
 }
 
+/// Whether the type can count so many ranks, with some choice for each: 8-bit floats only up to 4 or 8.
+/// With more, contributions to a sum are equal, and some of them zero.
+fn counts(p: &Problem) -> bool {
+    let sums = matches!(p.op, RedOp::Sum | RedOp::Avg);
+    float_limits(p.dtype).is_none_or(|(digits, _)| !sums || 2 * p.ranks <= 1 << digits)
+}
+
 /// Rounds to what the type holds, as an implementation does after every hop.
 fn rounded(p: &Problem, x: Num) -> Num {
     match (p.dtype, x) {
         (DataType::F16, Num::Float(f)) => Num::Float(f16::from_f32(f as f32).to_f64()),
         (DataType::Bf16, Num::Float(f)) => Num::Float(bf16::from_f32(f as f32).to_f64()),
+        (DataType::F8E4M3 | DataType::F8E5M2, Num::Float(f)) => {
+            Num::Float(f8_value(p.dtype, f8_nearest(p.dtype, f)))
+        }
         (DataType::F32, Num::Float(f)) => Num::Float(f64::from(f as f32)),
         _ => x,
     }
@@ -77,7 +87,7 @@ fn inputs_are_exact_in_the_type() {
         for (i, column) in columns(&p, COUNT).iter().enumerate() {
             assert!(column.iter().all(|&x| rounded(&p, x) == x), "{p:?}: {i}");
             assert!(
-                !column.contains(&Num::Float(0.0)) || matches!(p.op, RedOp::Min | RedOp::Max),
+                !column.contains(&Num::Float(0.0)) || matches!(p.op, RedOp::Min | RedOp::Max) || !counts(&p),
                 "{p:?}: {i}"
             );
         }
@@ -86,7 +96,7 @@ fn inputs_are_exact_in_the_type() {
 
 #[test]
 fn a_quotient_is_exact() {
-    for p in problems(&RANKS).filter(|p| p.op == RedOp::Avg && float_limits(p.dtype).is_some()) {
+    for p in problems(&RANKS).filter(|p| p.op == RedOp::Avg && float_limits(p.dtype).is_some() && counts(p)) {
         for column in columns(&p, COUNT) {
             let q = p.finish(fold(&p, column));
             assert_eq!(rounded(&p, q), q, "{p:?}");
@@ -108,7 +118,7 @@ fn due(p: &Problem) -> f64 {
 
 #[test]
 fn a_missing_rank_is_seen() {
-    for p in problems(&RANKS[1..]) {
+    for p in problems(&RANKS[1..]).filter(counts) {
         for missing in [0, p.ranks / 2, p.ranks - 1] {
             let others = |c: &[Num]| (0..p.ranks).filter(|&r| r != missing).map(|r| c[r]).collect::<Vec<_>>();
             let got = seen(&p, |_, c| fold(&p, others(c)));
@@ -120,7 +130,12 @@ fn a_missing_rank_is_seen() {
 #[test]
 fn a_doubled_rank_is_seen() {
     // Min and max do not change when a value comes twice: nothing can be seen.
-    for p in problems(&RANKS).filter(|p| !matches!(p.op, RedOp::Min | RedOp::Max)) {
+    // The last rank may always have 1, and an average of 2 is too coarse to show a second 1.
+    let hidden = |p: &Problem| {
+        p.op == RedOp::Avg && float_limits(p.dtype).is_some_and(|(digits, _)| 1 << digits == 2 * p.ranks)
+    };
+    let sums = |p: &Problem| !matches!(p.op, RedOp::Min | RedOp::Max);
+    for p in problems(&RANKS).filter(counts).filter(|p| sums(p) && !hidden(p)) {
         for twice in [0, p.ranks - 1] {
             let got = seen(&p, |_, c| fold(&p, c.iter().copied().chain([c[twice]])));
             assert!(got >= due(&p), "{p:?}: {twice}: {got}");
@@ -130,7 +145,7 @@ fn a_doubled_rank_is_seen() {
 
 #[test]
 fn one_rank_in_another_s_place_is_seen() {
-    for p in problems(&RANKS[1..]) {
+    for p in problems(&RANKS[1..]).filter(counts) {
         let got = seen(&p, |_, c| fold(&p, (0..p.ranks).map(|r| c[if r == 0 { p.ranks - 1 } else { r }])));
         // With few bits and many ranks, some of their values are equal.
         assert!(got > 0.0, "{p:?}: {got}");
@@ -199,7 +214,7 @@ fn chunks_far_apart_differ() {
 
 #[test]
 fn stale_buffers_are_seen() {
-    for p in problems(&RANKS[1..]) {
+    for p in problems(&RANKS[1..]).filter(counts) {
         let wrong = |buffer: &Pattern| {
             let mut b = vec![0; COUNT * p.dtype.size()];
             buffer.fill(&mut b);
@@ -228,9 +243,9 @@ fn the_fixed_point_stays() {
     for p in problems(&RANKS) {
         let b = p.fixed_point().bytes;
         let one = match (p.op, float_limits(p.dtype)) {
-            (RedOp::Sum, Some(_)) => Num::Float(0.0),
+            (RedOp::Sum | RedOp::Avg, Some(_)) => Num::Float(0.0),
             (_, Some(_)) => Num::Float(1.0),
-            (RedOp::Sum, None) => Num::Int(0),
+            (RedOp::Sum | RedOp::Avg, None) => Num::Int(0),
             _ => Num::Int(1),
         };
         let reduced = p.finish(fold(&p, vec![one; p.ranks]));

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io::{ErrorKind, IsTerminal, Write};
 
-use graccl::{Communicator, Config, Error, Result, TransportChoice};
+use graccl::{Call, Collective, Communicator, Config, Error, RedOp, Result, TransportChoice};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
@@ -225,6 +225,7 @@ fn host_name() -> String {
 
 /// How `comm` will carry out a call: "ring x4".
 pub fn plan(comm: &Communicator, count: usize, dtype: graccl::DataType) -> Result<String> {
-    let p = comm.plan_all_reduce(count, dtype)?;
+    let (send, recv) = (std::ptr::null(), std::ptr::null_mut());
+    let p = comm.plan(&Call::new(Collective::AllReduce, send, recv, count, dtype, RedOp::Sum))?;
     Ok(format!("{} x{} {}", p.algorithm, p.tiles, p.transport))
 }

@@ -21,6 +21,13 @@
 //! ```text
 //! 6 members      0 <- 1    2 <- 3    4    5         then 0, 2, 4, 5 go on as four
 //! ```
+//!
+//! An allgather needs no such care (Bruck's algorithm, for any number of members): member `i` sends what
+//! it has, the parts of members `i, i - 1, ...`, to member `i + d`, for d = 1, 2, 4, ...
+//!
+//! ```text
+//! allgather, 5 members, what member 4 has:      4     4 3     4 3 2 1     4 3 2 1 0
+//! ```
 
 use super::super::build::{Builder, Src};
 
@@ -60,6 +67,22 @@ fn halve(b: &mut Builder, bit: usize, me: usize, size: usize, member: &dyn Fn(us
         b.send(mine, &[partner]);
         b.recv(1 - mine, partner);
     });
+}
+
+/// Member `i` hands out part `i`: ceil(log2(n)) hops, n - 1 messages in and out.
+pub fn allgather(b: &mut Builder) {
+    let (me, n) = (b.me(), b.size());
+    let mut d = 1;
+    while d < n {
+        let (to, from) = ((me + d) % n, (me + n - d) % n);
+        // One out, one in: so channels that hold one message are enough.
+        for back in 0..d.min(n - d) {
+            b.send((me + n - back) % n, &[to]);
+            b.recv((from + n - back) % n, from);
+        }
+        d *= 2;
+    }
+    b.keep(me);
 }
 
 /// My value and the partner's, lower member first: both compute the same bits.

@@ -4,6 +4,7 @@
 //! holds the reduced part `i`; there may be fewer parts than members, and members beyond the parts
 //! then own nothing but take part all the same.
 
+pub(super) mod chain;
 pub(super) mod direct;
 pub(super) mod doubling;
 pub(super) mod ring;

@@ -33,7 +33,7 @@ pub fn reduce_scatter(b: &mut Builder) {
         }
         match step {
             0 => b.send(c, &[next]),
-            _ if step < n - 1 => b.relay(c, &[Src::From(prev), Src::Mine], next),
+            _ if step < n - 1 => b.relay(c, &[Src::From(prev), Src::Mine], next, false),
             _ => b.fold(c, &[Src::From(prev), Src::Mine], true),
         }
     }
@@ -51,11 +51,13 @@ pub fn allgather(b: &mut Builder) {
         if c >= b.count() {
             continue;
         }
-        if step > 0 {
-            b.recv(c, prev);
-        }
-        if step < n - 1 {
-            b.send(c, &[next]);
+        match step {
+            0 => {
+                b.send(c, &[next]);
+                b.keep(c);
+            }
+            _ if step < n - 1 => b.pass(c, prev, &[next]),
+            _ => b.recv(c, prev),
         }
     }
 }

@@ -16,6 +16,8 @@
 //! Every member is an inner one in at most one of the two trees, so that links and sums are shared
 //! evenly. 2 log2(n) hops, and both directions of all links are busy once many tiles are under way.
 //! Up and down are lanes of their own: tile 2 goes up while tile 1 comes down.
+//!
+//! Broadcast and reduce go down or up one tree whose root is member 0; tiles follow each other.
 
 use super::super::build::{Builder, Src};
 
@@ -27,6 +29,23 @@ pub struct Place {
 }
 
 impl Place {
+    /// In a tree of `n` members whose root is member 0 and whose members have up to `arity` children: a
+    /// star for up to `arity + 1` members.
+    pub fn wide(me: usize, n: usize, arity: usize) -> Place {
+        let first = me * arity + 1;
+        Place {
+            parent: (me > 0).then(|| (me - 1) / arity),
+            before: vec![],
+            after: (first..(first + arity).min(n)).collect(),
+        }
+    }
+
+    /// The same place where member `i` is called `names[i]`.
+    pub fn renamed(&self, names: &[usize]) -> Place {
+        let all = |members: &[usize]| members.iter().map(|&m| names[m]).collect();
+        Place { parent: self.parent.map(|m| names[m]), before: all(&self.before), after: all(&self.after) }
+    }
+
     fn children(&self) -> Vec<usize> {
         [&self.before[..], &self.after[..]].concat()
     }
@@ -40,7 +59,7 @@ pub fn reduce(b: &mut Builder, place: &Place) {
     srcs.extend(place.after.iter().map(from));
     match place.parent {
         Some(parent) if srcs.len() == 1 => b.send(0, &[parent]),
-        Some(parent) => b.relay(0, &srcs, parent),
+        Some(parent) => b.relay(0, &srcs, parent, false),
         None if srcs.len() > 1 => b.fold(0, &srcs, true),
         None => {}
     }
@@ -48,10 +67,13 @@ pub fn reduce(b: &mut Builder, place: &Place) {
 
 /// All members get part 0 of the root.
 pub fn broadcast(b: &mut Builder, place: &Place) {
-    if let Some(parent) = place.parent {
-        b.recv(0, parent);
+    match place.parent {
+        Some(parent) => b.pass(0, parent, &place.children()),
+        None => {
+            b.send(0, &place.children());
+            b.keep(0);
+        }
     }
-    b.send(0, &place.children());
 }
 
 /// Two trees on two halves.
@@ -92,17 +114,6 @@ fn in_order(me: usize, n: usize, place_of: &dyn Fn(usize) -> usize) -> Place {
         }
         parent = Some(here);
         (lo, size) = if place_of(me) < here { (lo, here - lo) } else { (here + 1, right) };
-    }
-}
-
-/// The place of member `me` in a tree of `n` members whose root is member 0 and whose members have
-/// up to `arity` children: a star for up to `arity + 1` members.
-pub fn wide(me: usize, n: usize, arity: usize) -> Place {
-    let first = me * arity + 1;
-    Place {
-        parent: (me > 0).then(|| (me - 1) / arity),
-        before: vec![],
-        after: (first..(first + arity).min(n)).collect(),
     }
 }
 

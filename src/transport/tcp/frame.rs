@@ -10,6 +10,8 @@ pub(super) enum Kind {
     Data = 1,
     /// Nothing: the frame only carries credits.
     Credit = 2,
+    /// `len` bytes of the stream of control words.
+    Words = 3,
 }
 
 /// A header; the picture is at the top of the module.
@@ -17,10 +19,10 @@ pub(super) enum Kind {
 pub(super) struct Header {
     pub fp: u32,
     pub len: u32,
-    pub link: u8,
+    pub link: u32,
     pub kind: Kind,
-    pub credits: u16,
-    pub seq: u32,
+    pub credits: u8,
+    pub seq: u16,
 }
 
 impl Header {
@@ -28,27 +30,28 @@ impl Header {
         let mut b = [0; HEADER];
         b[0..4].copy_from_slice(&self.fp.to_le_bytes());
         b[4..8].copy_from_slice(&self.len.to_le_bytes());
-        b[8] = self.link;
-        b[9] = self.kind as u8;
-        b[10..12].copy_from_slice(&self.credits.to_le_bytes());
-        b[12..16].copy_from_slice(&self.seq.to_le_bytes());
+        b[8..12].copy_from_slice(&self.link.to_le_bytes());
+        b[12] = self.kind as u8;
+        b[13] = self.credits;
+        b[14..16].copy_from_slice(&self.seq.to_le_bytes());
         b
     }
 
     /// Fails only for an unknown kind, with a text that says so.
     pub fn decode(b: &[u8; HEADER]) -> Result<Header, String> {
-        let kind = match b[9] {
+        let kind = match b[12] {
             1 => Kind::Data,
             2 => Kind::Credit,
+            3 => Kind::Words,
             k => return Err(format!("frame of unknown kind {k}")),
         };
         Ok(Header {
             fp: u32::from_le_bytes([b[0], b[1], b[2], b[3]]),
             len: u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
-            link: b[8],
+            link: u32::from_le_bytes([b[8], b[9], b[10], b[11]]),
             kind,
-            credits: u16::from_le_bytes([b[10], b[11]]),
-            seq: u32::from_le_bytes([b[12], b[13], b[14], b[15]]),
+            credits: b[13],
+            seq: u16::from_le_bytes([b[14], b[15]]),
         })
     }
 }

@@ -1,31 +1,51 @@
-//! TCP: one connection per peer, numbered links over it.
+//! TCP: one connection per pair of processes, numbered links over it.
 //!
 //! # The frame
 //! All integers are little-endian. Frames of all links follow each other on the one byte stream:
 //!
 //! ```text
-//!  0        4        8      9      10        12       16             16 + len
-//!  +--------+--------+------+------+---------+--------+--- ... ------+
-//!  | fp     | len    | link | kind | credits | seq    | the message  |
-//!  +--------+--------+------+------+---------+--------+--- ... ------+
+//!  0        4        8        12     13        14       16             16 + len
+//!  +--------+--------+--------+------+---------+--------+--- ... ------+
+//!  | fp     | len    | link   | kind | credits | seq    | the message  |
+//!  +--------+--------+--------+------+---------+--------+--- ... ------+
 //! ```
 //!
 //! `fp` is the fingerprint of the sender's call, `seq` numbers the connection's frames in this
-//! direction (a torn stream is noticed at the next header), `kind` is 1 for a message and 2 for a
-//! frame that only brings credits (`len` 0). `credits` says how many of *the receiver's* messages on
-//! this link were consumed since the last frame that said so.
+//! direction (a torn stream is noticed at the next header). `kind` is 1 for a message, 2 for a
+//! frame that only brings credits (`len` 0), and 3 for control words (`fp`, `link` and `credits` 0).
+//! `credits` says how many of *the receiver's* messages on this link were consumed since the last
+//! frame that said so.
 //!
 //! # Who owns what
 //! ```text
-//!  TcpLink 0 --+                        +-- queue of frames ---- sendmsg --> \
-//!  TcpLink 1 --+-- Conn { Proto, fd } --+                                     socket
-//!  TcpLink 2 --+                        +-- stage, bodies <----- recvmsg --- /
+//!  TcpLink 7 --+                        +-- queue of frames ---- sendmsg --> \
+//!  TcpLink 8 --+-- Conn { Proto, fd } --+                                     socket
+//!  TcpConn   --+   behind one lock      +-- stage, bodies <----- recvmsg --- /
 //! ```
 //! [`TcpConn`] and its [`TcpLink`]s are handles of one connection, which owns the socket, the state
-//! of all links and a stack of message buffers. `proto` is all of it but the socket. A message
-//! sits in a buffer of the stack from `send_slot` until the kernel has it, and from its header's
-//! arrival until `release`. With `send_ref` the queue refers to the caller's memory, and with
-//! `land` a message is received straight into it; [`TcpConn::close`] ends both.
+//! of all links and a stack of message buffers. Any thread may use its handles at any time. `proto`
+//! is all of it but the socket. A message sits in a buffer of the stack from `send_slot` until the
+//! kernel has it, and from its header's arrival until `release`. With `send_ref` the queue refers to
+//! the caller's memory, and with `land` a message is received straight into it; the end of the
+//! link, [`TcpLink::abandon`] and [`TcpConn::close`] end both.
+//!
+//! # The life of a link
+//! Nobody negotiates links: a number means the same on both sides, and each opens its end when it
+//! likes. Messages that come before are kept (their number is bounded by credits, their links and
+//! bytes by `EARLY_LINKS` and `EARLY_BYTES`; more breaks the connection). Messages that come after
+//! the end of a link are read and dropped. So a number is used once.
+//!
+//! # A host that is cut off
+//! A process that dies closes its connections; a host that is cut off does not. While nothing is under
+//! way the kernel probes (SO_KEEPALIVE): after 1 s, then every second, and after 2 probes without an
+//! answer the connection is broken, 3 s after the last sign of life. While something is under way
+//! the kernel sends no such probes, and `watch` looks at what it knows (TCP_INFO) whenever `pump` is
+//! called and nothing moves: it breaks the connection when something that asks for an answer was sent and no
+//! answer of any kind came for 2 s, which is three retransmissions. TCP_USER_TIMEOUT would do the
+//! same without a look, but it also kills the connection to a process that is merely stopped or busy:
+//! Linux counts the time that the peer's window is closed, although the peer answers every probe
+//! of it. Where Linux allows it (6.15) retransmissions and probes are at most 1 s apart; elsewhere a host that
+//! is cut off while its process is stopped is noticed later.
 //!
 //! # Why so
 //! * **A bounded number of messages, [`DEPTH`] per link, is unacknowledged.** Without a bound
@@ -44,28 +64,33 @@
 //!   a small message. **One receive** for a small one, header included; a large one is received in
 //!   place with the next header behind it.
 //! * After a large message is complete `pump` stops reading, so that it is used while it is hot.
+//! * Control words wait in the same queue as messages, and so arrive in the order in which both were
+//!   sent; no credit stops them. At most `WORDS_MAX` bytes of them wait on either side.
 //! * TCP_NODELAY, and cubic where the system allows it (bbr was 1.1 to 1.5 times slower on
 //!   loopback). Default socket buffers: setting them never won and turns the kernel's own tuning off.
 //! * Nothing waits in here. Callers spin on `pump` and then park on [`TcpConn::fd`].
 
 mod frame;
+mod ids;
 mod pool;
 mod proto;
 #[cfg(test)]
 mod proto_tests;
 #[cfg(test)]
 mod socket_tests;
+mod watch;
 
-use std::cell::UnsafeCell;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libc::{c_int, c_void, iovec};
 
 use super::{Fault, Link, REF_MIN, Recv};
 use crate::{Error, Result};
 use proto::{BATCH, Proto};
+use watch::Watch;
 
 /// Messages of one link that may be unacknowledged.
 pub const DEPTH: usize = 4;
@@ -74,6 +99,7 @@ pub const DEPTH: usize = 4;
 const SMALL: usize = 4096;
 
 const CLOSED: &str = "connection closed by peer";
+const LOST: &str = "the peer's host does not answer any more";
 
 /// What both ends of a connection must agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,78 +107,93 @@ pub struct TcpOptions {
     /// Largest message in bytes. The default, 1 MiB - 1 KiB, leaves in one send. 65536 would be a
     /// bad message size: just above a GSO packet, it becomes a full and a tiny one.
     pub capacity: usize,
-    /// Links are numbered from 0 to `max_links - 1`; at most 256.
-    pub max_links: usize,
 }
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
-        TcpOptions { capacity: (1 << 20) - (1 << 10), max_links: 256 }
+        TcpOptions { capacity: (1 << 20) - (1 << 10) }
     }
 }
 
 struct Conn {
     proto: Proto,
     fd: OwnedFd,
+    watch: Watch,
 }
+
+// SAFETY: the raw pointers in it are its own buffers, or memory that the callers of `send_ref` and
+// `land` keep valid for whatever thread moves the bytes.
+unsafe impl Send for Conn {}
 
 /// The connection that the handles share.
 #[derive(Clone)]
-struct Shared(Arc<UnsafeCell<Conn>>);
-
-// SAFETY: whoever made the connection promised (`TcpConn::new`) that its handles are never used by
-// two threads at a time, and that one thread's use happens before the next one's (a lock). The raw
-// pointers in `Conn` are its own buffers, or memory that `send_ref` and `land` callers keep valid.
-unsafe impl Send for Shared {}
+struct Shared(Arc<Mutex<Conn>>);
 
 impl Shared {
-    #[allow(clippy::mut_from_ref)]
     #[inline]
-    fn conn(&self) -> &mut Conn {
-        // SAFETY: one thread at a time (see above), and within this file no reference is kept
-        // across a call that makes another: `Conn` calls nothing that knows about handles.
-        unsafe { &mut *self.0.get() }
+    fn conn(&self) -> MutexGuard<'_, Conn> {
+        // A panic in here leaves no state that is dangerous, only a stream that is soon found torn.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A connection to one peer. See the module's text.
+#[derive(Clone)]
 pub struct TcpConn(Shared);
 
 impl TcpConn {
     /// Takes over a connected TCP socket on which nothing but graccl's frames will travel.
     ///
     /// Errors: `InvalidArgument` for options out of range, `SystemError` if it is no TCP socket.
-    ///
-    /// # Safety
-    /// The `TcpConn` and all its links are used by one thread at a time: they may move between
-    /// threads, but each use must happen before the next (for example under one lock).
-    pub unsafe fn new(stream: OwnedFd, options: TcpOptions) -> Result<TcpConn> {
-        let TcpOptions { capacity, max_links } = options;
-        if !(1..=1 << 30).contains(&capacity) || !(1..=256).contains(&max_links) {
+    pub fn new(stream: OwnedFd, options: TcpOptions) -> Result<TcpConn> {
+        let TcpOptions { capacity } = options;
+        if !(1..=1 << 30).contains(&capacity) {
             return Err(Error::argument(format!(
-                "TCP messages of {capacity} bytes on {max_links} links: allowed are 1 to 2^30 bytes, 1 to 256 links"
+                "TCP messages of {capacity} bytes: allowed are 1 to 2^30 bytes"
             )));
         }
         let on: c_int = 1;
-        set_option(&stream, libc::TCP_NODELAY, &on.to_ne_bytes())
+        set_option(&stream, libc::IPPROTO_TCP, libc::TCP_NODELAY, &on.to_ne_bytes())
             .map_err(|e| Error::io("setting TCP_NODELAY", &e))?;
         // May not be allowed here; then the system's default stays.
-        let _ = set_option(&stream, libc::TCP_CONGESTION, b"cubic");
-        let conn = Conn { proto: Proto::new(capacity, max_links), fd: stream };
-        // Counted atomically although used by one thread at a time, because handles may be
-        // dropped anywhere.
-        #[allow(clippy::arc_with_non_send_sync)]
-        Ok(TcpConn(Shared(Arc::new(UnsafeCell::new(conn)))))
+        let _ = set_option(&stream, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
+        watch::keep_alive(&stream).map_err(|e| Error::io("setting SO_KEEPALIVE", &e))?;
+        let conn = Conn { proto: Proto::new(capacity), fd: stream, watch: Watch::default() };
+        Ok(TcpConn(Shared(Arc::new(Mutex::new(conn)))))
     }
 
-    /// This end of link `index`. Both ends use the same number; handles of the same number are the
-    /// same link. `InternalError` if the number is not below [`TcpOptions::max_links`].
-    pub fn link(&self, index: u8) -> Result<TcpLink> {
-        let ix = index as usize;
-        if !self.0.conn().proto.open(ix) {
-            return Err(Error::internal(format!("TCP link {ix} is above the highest allowed one")));
+    /// Opens this end of link `id`, with the messages that came before. Both ends use the same
+    /// number. `InternalError` if this end is open already or was closed.
+    pub fn link(&self, id: u32) -> Result<TcpLink> {
+        let mut c = self.0.conn();
+        let ix = c.proto.open(id).map_err(|text| Error::internal(format!("TCP: {text}")))?;
+        Ok(TcpLink { capacity: c.proto.capacity(), shared: self.0.clone(), id, ix })
+    }
+
+    /// Closes this end of all these links, open once or never: what came for them is dropped, and so
+    /// is what will come. For the numbers of a communicator that is over. `InternalError`, and no
+    /// effect, while a [`TcpLink`] of one of them is there.
+    pub fn retire(&self, ids: Range<u32>) -> Result<()> {
+        self.0.conn().proto.retire(ids).map_err(|text| Error::internal(format!("TCP: {text}")))
+    }
+
+    /// Queues control words, which arrive in order, also with regard to messages; what can be
+    /// sent is sent at once. Breaks the connection if 1 MiB of them waits.
+    pub fn tell(&self, words: &[u8]) {
+        let mut c = self.0.conn();
+        c.proto.tell(words);
+        if c.proto.broken().is_some() {
+            c.hang_up();
+        } else {
+            c.flush();
         }
-        Ok(TcpLink { shared: self.0.clone(), ix })
+    }
+
+    /// Appends the control words that have come (by [`pump`](TcpConn::pump)) to `to`; returns how many
+    /// bytes. What came before the connection broke can still be heard. Where 1 MiB comes and
+    /// nobody hears it the connection breaks.
+    pub fn hear(&self, to: &mut Vec<u8>) -> usize {
+        self.0.conn().proto.hear(to)
     }
 
     /// Sends what is queued and reads what is there, as far as both go without waiting. True if
@@ -179,8 +220,7 @@ impl TcpConn {
     }
 
     /// Breaks the connection, with `why` as the fault of all its links; the peer sees it closed.
-    /// From here on nothing refers to memory given to `send_ref` or `land`: to be called before
-    /// that memory is given back after a collective has failed or was aborted.
+    /// From here on nothing refers to memory given to `send_ref` or `land`.
     pub fn close(&self, why: &str) {
         self.0.conn().fail(why);
     }
@@ -193,7 +233,14 @@ impl Conn {
         }
         self.proto.queue_credits();
         let sent = self.flush();
-        self.read() || sent
+        if self.read() || sent {
+            return true;
+        }
+        if self.watch.lost(&self.fd) {
+            self.fail(LOST);
+            return true;
+        }
+        false
     }
 
     /// Sends until the queue is empty or the kernel takes no more. True if anything was sent.
@@ -298,16 +345,18 @@ fn errno() -> c_int {
 fn reason(errno: c_int) -> String {
     match errno {
         libc::ECONNRESET | libc::EPIPE => CLOSED.to_string(),
+        // From the kernel's own probes.
+        libc::ETIMEDOUT => LOST.to_string(),
         e => io::Error::from_raw_os_error(e).to_string(),
     }
 }
 
-fn set_option(fd: &OwnedFd, name: c_int, value: &[u8]) -> io::Result<()> {
+fn set_option(fd: &OwnedFd, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
     // SAFETY: `value` is readable for its length.
     let r = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
-            libc::IPPROTO_TCP,
+            level,
             name,
             value.as_ptr() as *const c_void,
             value.len() as libc::socklen_t,
@@ -316,11 +365,20 @@ fn set_option(fd: &OwnedFd, name: c_int, value: &[u8]) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// One end of a numbered link of a [`TcpConn`]. Sends are tried at once; what the kernel does not
-/// take goes out in [`TcpConn::pump`], which is also what makes messages arrive.
+/// One end of a numbered link of a [`TcpConn`], open until it is dropped. Sends are tried at once; what
+/// the kernel does not take goes out in [`TcpConn::pump`], which is also what makes messages arrive.
 pub struct TcpLink {
     shared: Shared,
+    id: u32,
     ix: usize,
+    capacity: usize,
+}
+
+impl Drop for TcpLink {
+    fn drop(&mut self) {
+        // Not an empty range for the highest number: that one is never opened.
+        self.shared.conn().proto.close(self.id..self.id + 1);
+    }
 }
 
 impl Link for TcpLink {
@@ -329,7 +387,7 @@ impl Link for TcpLink {
     }
 
     fn commit(&mut self, len: usize, fp: u32) {
-        let c = self.shared.conn();
+        let mut c = self.shared.conn();
         c.proto.commit(self.ix, len, fp);
         c.flush();
     }
@@ -343,7 +401,7 @@ impl Link for TcpLink {
     }
 
     unsafe fn send_ref(&mut self, src: *const u8, len: usize, fp: u32) {
-        let c = self.shared.conn();
+        let mut c = self.shared.conn();
         c.proto.send_ref(self.ix, src, len, fp);
         c.flush();
     }
@@ -358,7 +416,7 @@ impl Link for TcpLink {
     }
 
     fn release(&mut self) {
-        let c = self.shared.conn();
+        let mut c = self.shared.conn();
         if c.proto.release(self.ix) {
             c.proto.queue_credits();
             c.flush();
@@ -369,8 +427,14 @@ impl Link for TcpLink {
         self.shared.conn().proto.idle(self.ix)
     }
 
+    /// What is still to be sent of the caller's memory is copied, and the rest of a message that is landing
+    /// goes to memory of our own. The connection and this link stay as they are.
+    fn abandon(&mut self) {
+        self.shared.conn().proto.abandon(self.ix);
+    }
+
     fn capacity(&self) -> usize {
-        self.shared.conn().proto.capacity()
+        self.capacity
     }
 
     fn fault(&self) -> Option<Fault> {

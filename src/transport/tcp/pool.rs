@@ -1,7 +1,8 @@
 //! Message buffers: one pool per connection, last in first out.
 //!
 //! Sends and receives of all links take from the same stack, so that the buffer that was used
-//! last, and is still in cache, is used next. Buffers are made when first needed and only grow.
+//! last, and is still in cache, is used next. Buffers are made when first needed and only grow; what
+//! piled up while nobody took messages is given back.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -44,23 +45,33 @@ impl Drop for Buf {
     }
 }
 
+/// Bytes of free buffers that are kept.
+const KEEP: usize = 64 << 20;
+
 /// Free buffers of one connection.
 #[derive(Default)]
 pub(super) struct Pool {
     free: Vec<Buf>,
+    bytes: usize,
 }
 
 impl Pool {
     /// A buffer of at least `len` bytes. A free one that is too small is replaced, so that after a
     /// few large messages nothing is allocated any more.
     pub fn get(&mut self, len: usize) -> Buf {
-        match self.free.pop() {
-            Some(b) if b.size >= len => b,
-            _ => Buf::new(len),
+        if let Some(b) = self.free.pop() {
+            self.bytes -= b.size;
+            if b.size >= len {
+                return b;
+            }
         }
+        Buf::new(len)
     }
 
     pub fn put(&mut self, b: Buf) {
-        self.free.push(b);
+        if self.bytes + b.size <= KEEP {
+            self.bytes += b.size;
+            self.free.push(b);
+        }
     }
 }

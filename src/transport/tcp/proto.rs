@@ -5,10 +5,12 @@
 //! I/O, so that tests can feed it any bytes in any portions.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use libc::iovec;
 
 use super::frame::{HEADER, Header, Kind};
+use super::ids::Ids;
 use super::pool::{Buf, Pool};
 use super::{DEPTH, SMALL};
 use crate::transport::{Fault, Recv};
@@ -19,6 +21,12 @@ const STAGE: usize = HEADER + SMALL;
 pub(super) const BATCH: usize = 8;
 /// Unpublished consumptions from which on a credit frame is worth its cost.
 const OWE: usize = 2;
+/// Links on which messages arrived before they were opened here, at most.
+pub(super) const EARLY_LINKS: usize = 1024;
+/// Bytes of their messages, at most.
+pub(super) const EARLY_BYTES: usize = 256 << 20;
+/// Bytes of control words, headers included, that wait on one side of the connection at most.
+pub(super) const WORDS_MAX: usize = 1 << 20;
 
 /// A received message, or the one that is being received.
 struct Msg {
@@ -29,9 +37,20 @@ struct Msg {
     buf: Option<Buf>,
 }
 
+/// To whom a body or a frame belongs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    /// The link at this place in `Proto::links`.
+    Link(usize),
+    /// The stream of control words.
+    Words,
+    /// A link that is over.
+    Nobody,
+}
+
 /// The message that is being received.
 struct Body {
-    link: usize,
+    to: To,
     got: usize,
     msg: Msg,
 }
@@ -39,7 +58,7 @@ struct Body {
 /// A frame that the kernel has not taken completely.
 struct Frame {
     header: [u8; HEADER],
-    link: usize,
+    to: To,
     data: *const u8,
     len: usize,
     what: What,
@@ -51,10 +70,15 @@ enum What {
     Slot(Buf),
     /// A message in the caller's memory.
     Ref,
+    /// Control words.
+    Words(Box<[u8]>),
 }
 
 #[derive(Default)]
 struct LinkState {
+    id: u32,
+    /// Somebody here has it; otherwise messages came before.
+    open: bool,
     // Sending.
     /// The room handed out by `send_slot`, until `commit`.
     slot: Option<Buf>,
@@ -76,30 +100,42 @@ struct LinkState {
 
 pub(super) struct Proto {
     capacity: usize,
-    max_links: usize,
+    ids: Ids,
     links: Vec<LinkState>,
+    /// Places in `links` that are free.
+    vacant: Vec<usize>,
+    /// Links that are not open here yet, and the bytes of their messages.
+    early: usize,
+    early_bytes: usize,
     pool: Pool,
     /// Bytes of which it is not known yet to what they belong: `stage[..held]`. While a body is
     /// being received there are none.
     stage: Box<[u8; STAGE]>,
     held: usize,
     body: Option<Body>,
-    seq_in: u32,
+    seq_in: u16,
     queue: VecDeque<Frame>,
     /// Bytes of the queue's first frame that the kernel has.
     head: usize,
-    seq_out: u32,
+    seq_out: u16,
     /// Links that may owe `OWE` or more credits.
     owing: Vec<usize>,
+    /// Bytes of control words in the queue, headers included.
+    telling: usize,
+    /// Control words that came.
+    heard: Vec<u8>,
     broken: Option<String>,
 }
 
 impl Proto {
-    pub fn new(capacity: usize, max_links: usize) -> Proto {
+    pub fn new(capacity: usize) -> Proto {
         Proto {
             capacity,
-            max_links,
+            ids: Ids::default(),
             links: Vec::new(),
+            vacant: Vec::new(),
+            early: 0,
+            early_bytes: 0,
             pool: Pool::default(),
             stage: Box::new([0; STAGE]),
             held: 0,
@@ -109,6 +145,8 @@ impl Proto {
             head: 0,
             seq_out: 0,
             owing: Vec::new(),
+            telling: 0,
+            heard: Vec::new(),
             broken: None,
         }
     }
@@ -117,15 +155,111 @@ impl Proto {
         self.capacity
     }
 
-    /// Makes link `ix` known; false if there can be no such link.
-    pub fn open(&mut self, ix: usize) -> bool {
-        if ix >= self.max_links {
-            return false;
+    // ---- links ----
+
+    /// Opens link `id` and returns its place, with what has arrived for it. The error is a text.
+    pub fn open(&mut self, id: u32) -> Result<usize, String> {
+        if id == u32::MAX {
+            return Err(format!("there is no link {id}"));
         }
-        if ix >= self.links.len() {
-            self.links.resize_with(ix + 1, LinkState::default);
+        if self.ids.is_over(id) {
+            return Err(format!("link {id} was closed before"));
         }
-        true
+        match self.ids.get(id) {
+            Some(ix) if self.links[ix].open => Err(format!("link {id} is open already")),
+            Some(ix) => {
+                self.not_early(ix);
+                self.links[ix].open = true;
+                Ok(ix)
+            }
+            None => Ok(self.place(id, true)),
+        }
+    }
+
+    fn place(&mut self, id: u32, open: bool) -> usize {
+        let state = LinkState { id, open, ..LinkState::default() };
+        let ix = match self.vacant.pop() {
+            Some(ix) => {
+                self.links[ix] = state;
+                ix
+            }
+            None => {
+                self.links.push(state);
+                self.links.len() - 1
+            }
+        };
+        self.ids.insert(id, ix);
+        ix
+    }
+
+    fn not_early(&mut self, ix: usize) {
+        self.early -= 1;
+        self.early_bytes -= self.links[ix].ready.iter().map(|m| m.len).sum::<usize>();
+        self.early_bytes -= self.body.as_ref().filter(|b| b.to == To::Link(ix)).map_or(0, |b| b.msg.len);
+    }
+
+    /// Closes links that are not open here; an error, and nothing, if one is.
+    pub fn retire(&mut self, ids: Range<u32>) -> Result<(), String> {
+        match self.ids.within(&ids).iter().find(|e| self.links[e.1].open) {
+            Some((id, _)) => Err(format!("link {id} is still open")),
+            None => {
+                self.close(ids);
+                Ok(())
+            }
+        }
+    }
+
+    /// The links are over: what came and will come for them is dropped, what is queued is sent.
+    pub fn close(&mut self, ids: Range<u32>) {
+        for ix in self.ids.end(ids) {
+            if !self.links[ix].open {
+                self.not_early(ix);
+            }
+            self.abandon(ix);
+            for f in self.queue.iter_mut().filter(|f| f.to == To::Link(ix)) {
+                f.to = To::Nobody;
+            }
+            if let Some(b) = self.body.as_mut().filter(|b| b.to == To::Link(ix)) {
+                b.to = To::Nobody;
+            }
+            self.owing.retain(|&i| i != ix);
+            let old = std::mem::take(&mut self.links[ix]);
+            for b in old.slot.into_iter().chain(old.ready.into_iter().filter_map(|m| m.buf)) {
+                self.pool.put(b);
+            }
+            self.vacant.push(ix);
+        }
+    }
+
+    /// From here on nothing of the link refers to memory given to `send_ref` or `land`. The messages
+    /// go on from and to memory of our own.
+    pub fn abandon(&mut self, ix: usize) {
+        let Proto { links, queue, pool, body, .. } = self;
+        let l = &mut links[ix];
+        l.land = None;
+        let mut own = |data: *const u8, len: usize, room: usize| {
+            let b = pool.get(room);
+            // SAFETY: `data` is readable for `len` bytes until we return, as the callers of `send_ref`
+            // and `land` promised; the buffer has room for them and is nobody else's.
+            unsafe { std::ptr::copy_nonoverlapping(data, b.ptr(), len) };
+            b
+        };
+        if l.refs > 0 {
+            for f in queue.iter_mut().filter(|f| f.to == To::Link(ix) && matches!(f.what, What::Ref)) {
+                let b = own(f.data, f.len, f.len);
+                f.data = b.ptr();
+                f.what = What::Slot(b);
+            }
+            l.refs = 0;
+        }
+        let landing = body.as_mut().filter(|b| b.to == To::Link(ix)).map(|b| (b.got, &mut b.msg));
+        for (got, m) in landing.into_iter().chain(l.ready.iter_mut().map(|m| (m.len, m))) {
+            if m.buf.is_none() {
+                let b = own(m.ptr, got, m.len);
+                m.ptr = b.ptr();
+                m.buf = Some(b);
+            }
+        }
     }
 
     // ---- sending ----
@@ -165,14 +299,33 @@ impl Proto {
         let l = &mut self.links[ix];
         l.in_flight += 1;
         l.queued += 1;
-        self.push(ix, Kind::Data, fp, data, len, what);
+        self.push(To::Link(ix), Kind::Data, fp, data, len, what);
     }
 
-    fn push(&mut self, ix: usize, kind: Kind, fp: u32, data: *const u8, len: usize, what: What) {
-        let credits = std::mem::take(&mut self.links[ix].owed) as u16;
-        let h = Header { fp, len: len as u32, link: ix as u8, kind, credits, seq: self.seq_out };
+    fn push(&mut self, to: To, kind: Kind, fp: u32, data: *const u8, len: usize, what: What) {
+        let (link, credits) = match to {
+            To::Link(ix) => (self.links[ix].id, std::mem::take(&mut self.links[ix].owed) as u8),
+            _ => (0, 0),
+        };
+        let h = Header { fp, len: len as u32, link, kind, credits, seq: self.seq_out };
         self.seq_out = self.seq_out.wrapping_add(1);
-        self.queue.push_back(Frame { header: h.encode(), link: ix, data, len, what });
+        self.queue.push_back(Frame { header: h.encode(), to, data, len, what });
+    }
+
+    /// Queues control words. If too many wait already the peer takes none: that breaks the connection.
+    pub fn tell(&mut self, words: &[u8]) {
+        if self.broken.is_some() {
+            return;
+        }
+        for part in words.chunks(SMALL) {
+            self.telling += HEADER + part.len();
+            if self.telling > WORDS_MAX {
+                self.fail(format!("the peer takes no control words, {WORDS_MAX} bytes of them wait"));
+                return;
+            }
+            let part: Box<[u8]> = part.into();
+            self.push(To::Words, Kind::Words, 0, part.as_ptr(), part.len(), What::Words(part));
+        }
     }
 
     /// Queues a credit frame for every link that owes enough.
@@ -181,7 +334,7 @@ impl Proto {
             let l = &mut self.links[ix];
             l.listed = false;
             if l.owed >= OWE && self.broken.is_none() {
-                self.push(ix, Kind::Credit, 0, std::ptr::null(), 0, What::Credit);
+                self.push(To::Link(ix), Kind::Credit, 0, std::ptr::null(), 0, What::Credit);
             }
         }
     }
@@ -223,13 +376,23 @@ impl Proto {
             }
             self.head -= HEADER + f.len;
             let Some(f) = self.queue.pop_front() else { return };
-            let l = &mut self.links[f.link];
             match f.what {
                 What::Credit => continue,
+                What::Words(w) => {
+                    self.telling -= HEADER + w.len();
+                    continue;
+                }
                 What::Slot(b) => self.pool.put(b),
-                What::Ref => l.refs -= 1,
+                // Of a link that is over there are none.
+                What::Ref => {
+                    if let To::Link(ix) = f.to {
+                        self.links[ix].refs -= 1;
+                    }
+                }
             }
-            l.queued -= 1;
+            if let To::Link(ix) = f.to {
+                self.links[ix].queued -= 1;
+            }
         }
     }
 
@@ -281,7 +444,7 @@ impl Proto {
                     break;
                 }
                 if let Some(b) = self.body.take() {
-                    self.links[b.link].ready.push_back(b.msg);
+                    self.arrived(b);
                 }
             }
             let Some(h) = self.stage[at..self.held].first_chunk::<HEADER>() else { break };
@@ -297,6 +460,21 @@ impl Proto {
         large
     }
 
+    /// A body is complete.
+    fn arrived(&mut self, b: Body) {
+        if let To::Link(ix) = b.to {
+            self.links[ix].ready.push_back(b.msg);
+            return;
+        }
+        if b.to == To::Words {
+            // SAFETY: all `len` bytes have been written.
+            self.heard.extend_from_slice(unsafe { std::slice::from_raw_parts(b.msg.ptr, b.msg.len) });
+        }
+        if let Some(buf) = b.msg.buf {
+            self.pool.put(buf);
+        }
+    }
+
     /// Judges a header and, if a message follows, makes room for it.
     fn header(&mut self, bytes: &[u8; HEADER]) -> Result<(), String> {
         let h = Header::decode(bytes)?;
@@ -304,39 +482,89 @@ impl Proto {
             return Err(format!("frame number {} where {} was due", h.seq, self.seq_in));
         }
         self.seq_in = self.seq_in.wrapping_add(1);
-        let (ix, len, credits) = (h.link as usize, h.len as usize, h.credits as usize);
-        if !self.open(ix) {
-            return Err(format!("frame for link {ix}, but there are only {}", self.max_links));
-        }
-        let l = &mut self.links[ix];
-        let sent = l.in_flight - l.queued;
-        if credits > sent {
-            return Err(format!("link {ix}: {credits} messages acknowledged, but only {sent} sent"));
-        }
-        l.in_flight -= credits;
+        let (id, len, credits) = (h.link, h.len as usize, h.credits as usize);
         match h.kind {
             Kind::Credit if len != 0 || credits == 0 => {
-                Err(format!("link {ix}: credit frame with {credits} credits and {len} bytes"))
+                return Err(format!("link {id}: credit frame with {credits} credits and {len} bytes"));
             }
-            Kind::Credit => Ok(()),
             Kind::Data if len > self.capacity => {
-                Err(format!("link {ix}: message of {len} bytes, above the capacity of {}", self.capacity))
+                return Err(format!(
+                    "link {id}: message of {len} bytes, above the capacity of {}",
+                    self.capacity
+                ));
             }
-            Kind::Data if l.ready.len() + l.owed >= DEPTH => {
-                Err(format!("link {ix}: more than {DEPTH} unacknowledged messages"))
+            Kind::Words => {
+                if len == 0 || len > SMALL || id != 0 || credits != 0 {
+                    return Err(format!("{len} bytes of control words on link {id} with {credits} credits"));
+                }
+                if self.heard.len() + len > WORDS_MAX {
+                    return Err(format!("more than {WORDS_MAX} bytes of control words that nobody took"));
+                }
+                self.body = Some(self.body(To::Words, h.fp, len, None));
+                return Ok(());
             }
-            Kind::Data => {
-                let (ptr, buf) = match l.land.take() {
-                    Some((dst, n)) if n == len => (dst, None),
-                    _ => {
-                        let b = self.pool.get(len);
-                        (b.ptr(), Some(b))
+            Kind::Data | Kind::Credit => {}
+        }
+        let to = match self.ids.get(id) {
+            Some(ix) => To::Link(ix),
+            None if self.ids.is_over(id) => To::Nobody,
+            // Whoever did not open it has sent nothing.
+            None if credits > 0 => {
+                return Err(format!("link {id}: {credits} messages acknowledged, but only 0 sent"));
+            }
+            None if self.early == EARLY_LINKS => {
+                return Err(format!("link {id}: messages for {EARLY_LINKS} links that are not open here"));
+            }
+            None => {
+                self.early += 1;
+                To::Link(self.place(id, false))
+            }
+        };
+        let mut land = None;
+        if let To::Link(ix) = to {
+            let l = &mut self.links[ix];
+            let sent = l.in_flight - l.queued;
+            if credits > sent {
+                return Err(format!("link {id}: {credits} messages acknowledged, but only {sent} sent"));
+            }
+            l.in_flight -= credits;
+            if h.kind == Kind::Data {
+                if l.ready.len() + l.owed >= DEPTH {
+                    return Err(format!("link {id}: more than {DEPTH} unacknowledged messages"));
+                }
+                land = l.land.take().filter(|&(_, n)| n == len).map(|(dst, _)| dst);
+                if !l.open {
+                    self.early_bytes += len;
+                    if self.early_bytes > EARLY_BYTES {
+                        return Err(format!(
+                            "link {id}: more than {EARLY_BYTES} bytes for links that are not open here"
+                        ));
                     }
-                };
-                self.body = Some(Body { link: ix, got: 0, msg: Msg { fp: h.fp, len, ptr, buf } });
-                Ok(())
+                }
             }
         }
+        if h.kind == Kind::Data {
+            self.body = Some(self.body(to, h.fp, len, land));
+        }
+        Ok(())
+    }
+
+    fn body(&mut self, to: To, fp: u32, len: usize, land: Option<*mut u8>) -> Body {
+        let (ptr, buf) = match land {
+            Some(dst) => (dst, None),
+            None => {
+                let b = self.pool.get(len);
+                (b.ptr(), Some(b))
+            }
+        };
+        Body { to, got: 0, msg: Msg { fp, len, ptr, buf } }
+    }
+
+    /// Appends the control words that came to `to`; returns how many bytes.
+    pub fn hear(&mut self, to: &mut Vec<u8>) -> usize {
+        let n = self.heard.len();
+        to.append(&mut self.heard);
+        n
     }
 
     pub fn recv(&mut self, ix: usize, len: usize, fp: u32) -> Recv {
@@ -365,7 +593,7 @@ impl Proto {
             return;
         }
         match &mut self.body {
-            Some(b) if b.link == ix => {
+            Some(b) if b.to == To::Link(ix) => {
                 if b.msg.len == len
                     && b.got <= SMALL
                     && let Some(buf) = b.msg.buf.take()
@@ -407,6 +635,7 @@ impl Proto {
         self.broken = Some(text.into());
         self.queue.clear();
         self.owing.clear();
+        self.telling = 0;
         self.head = 0;
         self.held = 0;
         self.body = None;

@@ -3,7 +3,7 @@
 use libc::iovec;
 
 use super::frame::{HEADER, Header, Kind};
-use super::proto::{BATCH, Proto};
+use super::proto::{BATCH, EARLY_BYTES, EARLY_LINKS, Proto, WORDS_MAX};
 use super::{DEPTH, SMALL};
 use crate::transport::{Fault, Recv};
 
@@ -100,25 +100,25 @@ fn check(p: &mut Proto, link: usize, number: usize, len: usize, fp: u32) {
 
 fn pair() -> [Proto; 2] {
     [(); 2].map(|_| {
-        let mut p = Proto::new(20_000, 8);
-        (0..8).for_each(|i| assert!(p.open(i)));
+        let mut p = Proto::new(20_000);
+        (0..8).for_each(|i| assert_eq!(p.open(i as u32), Ok(i)));
         p
     })
 }
 
-fn header(link: u8, kind: u8, len: u32, credits: u16, seq: u32) -> [u8; HEADER] {
+fn header(link: u32, kind: u8, len: u32, credits: u8, seq: u16) -> [u8; HEADER] {
     let mut b = Header { fp: 7, len, link, kind: Kind::Data, credits, seq }.encode();
-    b[9] = kind;
+    b[12] = kind;
     b
 }
 
 #[test]
 fn headers_survive_the_wire() {
-    for kind in [Kind::Data, Kind::Credit] {
-        let h = Header { fp: 0x89AB_CDEF, len: 0x0123_4567, link: 200, kind, credits: 0xFEDC, seq: !5 };
+    for kind in [Kind::Data, Kind::Credit, Kind::Words] {
+        let h = Header { fp: 0x89AB_CDEF, len: 0x0123_4567, link: 0x8BAD_F00D, kind, credits: 0xFE, seq: !5 };
         assert_eq!(Header::decode(&h.encode()), Ok(h));
     }
-    for kind in [0, 3, 255] {
+    for kind in [0, 4, 255] {
         assert!(Header::decode(&header(0, kind, 0, 0, 0)).is_err());
     }
 }
@@ -262,16 +262,25 @@ fn wrong_fingerprints_are_a_matter_of_their_link() {
 
 #[test]
 fn impossible_frames_break_with_their_reason() {
-    let full = |n: u32| (0..n).flat_map(|s| header(0, 1, 0, 0, s)).collect::<Vec<u8>>();
-    let cases: [(Vec<u8>, &str); 8] = [
-        (header(8, 1, 0, 0, 0).to_vec(), "link 8"),
+    let full = |n: u16| (0..n).flat_map(|s| header(0, 1, 0, 0, s)).collect::<Vec<u8>>();
+    let words = |n: u16| -> Vec<u8> {
+        (0..n).flat_map(|s| [&header(0, 3, SMALL as u32, 0, s)[..], &[0; SMALL]].concat()).collect()
+    };
+    let cases: [(Vec<u8>, &str); 14] = [
+        (header(8, 2, 0, 1, 0).to_vec(), "link 8: 1 messages acknowledged, but only 0 sent"),
+        (header(8, 1, 0, 1, 0).to_vec(), "link 8: 1 messages acknowledged, but only 0 sent"),
+        (header(0, 3, 0, 0, 0).to_vec(), "0 bytes of control words"),
+        (header(0, 3, SMALL as u32 + 1, 0, 0).to_vec(), "4097 bytes of control words"),
+        (header(1, 3, 5, 0, 0).to_vec(), "on link 1"),
+        (header(0, 3, 5, 1, 0).to_vec(), "with 1 credits"),
+        (words((WORDS_MAX / SMALL) as u16 + 1), "that nobody took"),
         (header(0, 9, 0, 0, 0).to_vec(), "unknown kind 9"),
         (header(0, 1, 20_001, 0, 0).to_vec(), "20001 bytes"),
         (header(0, 1, 0, 0, 1).to_vec(), "frame number 1"),
         (header(0, 1, 0, 1, 0).to_vec(), "only 0 sent"),
         (header(0, 2, 0, 0, 0).to_vec(), "credit frame"),
         (header(0, 2, 3, 0, 0).to_vec(), "credit frame"),
-        (full(DEPTH as u32 + 1), "unacknowledged"),
+        (full(DEPTH as u16 + 1), "unacknowledged"),
     ];
     for (bytes, text) in cases {
         let [_, mut p] = pair();
@@ -282,7 +291,10 @@ fn impossible_frames_break_with_their_reason() {
         assert!(p.broken().is_some_and(|b| b.contains(text)), "the first reason stays");
     }
     let [_, mut p] = pair();
-    feed(&mut p, &full(DEPTH as u32), || usize::MAX);
+    feed(&mut p, &full(DEPTH as u16), || usize::MAX);
+    assert_eq!(p.broken(), None);
+    let [_, mut p] = pair();
+    feed(&mut p, &words((WORDS_MAX / SMALL) as u16), || usize::MAX);
     assert_eq!(p.broken(), None);
 }
 
@@ -342,9 +354,9 @@ fn garbage_never_panics_and_stays_bounded() {
         if rng.below(2) == 0 {
             bytes = (0..rng.below(3000)).map(|_| rng.next() as u8).collect();
             if rng.below(2) == 0 && bytes.len() > 16 {
-                bytes[12..16].fill(0);
-                bytes[9] = 1 + (bytes[9] & 1);
-                bytes[8] &= 7;
+                bytes[13..16].fill(0);
+                bytes[12] = 1 + bytes[12] % 3;
+                bytes[8..12].copy_from_slice(&[7, 0, 0, 0]);
             }
         } else if !bytes.is_empty() {
             for _ in 0..1 + rng.below(3) {
@@ -385,4 +397,237 @@ fn garbage_never_panics_and_stays_bounded() {
         take_all(&mut b);
         assert_eq!(b.broken().map(String::from), broken);
     }
+}
+
+#[test]
+fn messages_wait_for_their_link() {
+    let [mut a, mut b] = pair();
+    let ids = [8, 900, u32::MAX - 1, 1 << 20];
+    let places = ids.map(|id| a.open(id).unwrap());
+    for (&ix, &id) in places.iter().zip(&ids) {
+        for n in 0..DEPTH {
+            let dst = a.send_slot(ix, 3000).unwrap();
+            (0..3000).for_each(|i| unsafe { *dst.add(i) = byte(id as usize, n, i) });
+            a.commit(ix, 3000, id);
+        }
+        assert!(!a.has_room(ix), "credits bound what waits");
+    }
+    let bytes = take_all(&mut a);
+    let (first, last) = bytes.split_at(bytes.len() - 1000);
+    feed(&mut b, first, || 777);
+    // The last one is opened within its last message.
+    for (&id, &ix) in ids.iter().zip(&places) {
+        let mine = b.open(id).unwrap();
+        if id == 1 << 20 {
+            feed(&mut b, last, || 10);
+        }
+        for n in 0..DEPTH {
+            let Recv::Ready(p) = b.recv(mine, 3000, id) else { panic!("{:?}", b.fault(mine)) };
+            (0..3000).for_each(|i| assert_eq!(unsafe { *p.add(i) }, byte(id as usize, n, i)));
+            b.release(mine);
+        }
+        b.queue_credits();
+        let bytes = take_all(&mut b);
+        feed(&mut a, &bytes, || usize::MAX);
+        assert!(a.has_room(ix), "credits came back");
+    }
+    assert_eq!((a.broken(), b.broken()), (None, None));
+}
+
+#[test]
+fn what_waits_for_links_is_bounded() {
+    let frames = |n: usize, len: usize, start: usize| -> Vec<u8> {
+        let body = vec![0; len];
+        (0..n)
+            .flat_map(|i| {
+                [&header(100 + (start + i) as u32, 1, len as u32, 0, (start + i) as u16)[..], &body].concat()
+            })
+            .collect()
+    };
+    let [_, mut p] = pair();
+    feed(&mut p, &frames(EARLY_LINKS, 0, 0), || usize::MAX);
+    assert_eq!(p.broken(), None);
+    // Those that were opened, and those that are over, do not count any more.
+    p.open(100).unwrap();
+    p.retire(101..103).unwrap();
+    feed(&mut p, &frames(3, 0, EARLY_LINKS), || usize::MAX);
+    assert_eq!(p.broken(), None);
+    feed(&mut p, &frames(1, 0, EARLY_LINKS + 3), || usize::MAX);
+    assert!(p.broken().is_some_and(|t| t.contains("1024 links")), "{:?}", p.broken());
+
+    let (len, most) = (1 << 30, EARLY_BYTES);
+    let mut p = Proto::new(len);
+    feed(&mut p, &header(5, 1, most as u32, 0, 0), || usize::MAX);
+    assert_eq!(p.broken(), None);
+    feed(&mut p, &header(6, 1, 1, 0, 1), || usize::MAX);
+    assert_eq!(p.broken(), None, "still inside the first message");
+    p.open(5).unwrap();
+    let mut p = Proto::new(len);
+    feed(&mut p, &header(5, 1, most as u32 + 1, 0, 0), || usize::MAX);
+    assert!(p.broken().is_some_and(|t| t.contains("bytes for links that are not open")), "{:?}", p.broken());
+}
+
+#[test]
+fn closed_links_swallow_and_never_come_back() {
+    for cut in [0, 5, HEADER, HEADER + 1, HEADER + 5000, HEADER + 9000, 2 * (HEADER + 9000)] {
+        let [mut a, mut b] = pair();
+        for n in 0..3 {
+            assert!(send(&mut a, 1, n, 9000, 1));
+        }
+        assert!(send(&mut a, 2, 0, 5000, 1));
+        let mut dst = vec![0u8; 9000];
+        unsafe { b.land(1, dst.as_mut_ptr(), 9000) };
+        // Of the closing side's own messages one leaves in part, one not at all.
+        let src = vec![77u8; 9000];
+        b.send_ref(1, src.as_ptr(), 9000, 3);
+        assert!(send(&mut b, 1, 1, 50, 3));
+        let mut back = take(&mut b, cut);
+        let bytes = take_all(&mut a);
+        feed(&mut b, &bytes[..cut], || usize::MAX);
+        b.close(1..2);
+        drop(src);
+        dst.fill(9);
+        feed(&mut b, &bytes[cut..], || 4000);
+        assert!(dst.iter().all(|&x| x == 9), "the caller's memory is not touched any more");
+        check(&mut b, 2, 0, 5000, 1);
+        assert!(b.open(1).unwrap_err().contains("closed before"));
+        // More for it, and credits, are read and dropped.
+        assert!(send(&mut a, 1, 3, 20_000, 1) && send(&mut a, 2, 1, 10, 1));
+        back.extend(take_all(&mut b));
+        feed(&mut a, &back, || 1000);
+        match a.recv(1, 9000, 3) {
+            Recv::Ready(p) => (0..9000).for_each(|i| assert_eq!(unsafe { *p.add(i) }, 77)),
+            other => panic!("{other:?}"),
+        }
+        a.release(1);
+        check(&mut a, 1, 1, 50, 3);
+        a.release(1);
+        a.queue_credits();
+        let bytes = take_all(&mut a);
+        feed(&mut b, &bytes, || 1000);
+        b.release(2);
+        check(&mut b, 2, 1, 10, 1);
+        // Its place is somebody else's now.
+        let new = b.open(50).unwrap();
+        assert_eq!((new, b.recv(new, 1, 1), b.idle(new)), (1, Recv::Pending, true));
+        assert_eq!((a.broken(), b.broken()), (None, None));
+    }
+}
+
+#[test]
+fn thousands_of_links_over_time() {
+    let [mut a, mut b] = pair();
+    let mut places = Vec::new();
+    for id in 8..5000u32 {
+        let (x, y) = (a.open(id).unwrap(), b.open(id).unwrap());
+        places.push(x.max(y));
+        let p = a.send_slot(x, 4).unwrap();
+        unsafe { p.cast::<u32>().write_unaligned(id) };
+        a.commit(x, 4, id);
+        a.close(id..id + 1);
+        let bytes = take_all(&mut a);
+        feed(&mut b, &bytes, || usize::MAX);
+        assert!(
+            matches!(b.recv(y, 4, id), Recv::Ready(p) if unsafe { p.cast::<u32>().read_unaligned() } == id)
+        );
+        b.close(id..id + 1);
+    }
+    assert_eq!(places.into_iter().max(), Some(8), "places are used again");
+    assert!(a.retire(3..5).unwrap_err().contains("link 3 is still open"));
+    assert!(a.has_room(3));
+    a.retire(5000..6000).unwrap();
+    assert!(a.open(5500).is_err() && a.open(6000).is_ok());
+}
+
+#[test]
+fn abandoning_copies_what_is_under_way() {
+    for cut in [0, 1, HEADER, HEADER + 1, HEADER + 8999, HEADER + 9000, HEADER + 12_000] {
+        let [mut a, mut b] = pair();
+        let mut src = vec![5u8; 9000];
+        a.send_ref(1, src.as_ptr(), 9000, 1);
+        a.send_ref(1, src.as_ptr(), 9000, 1);
+        a.send_ref(2, src.as_ptr(), 9000, 1);
+        let mut dst = [vec![0u8; 9000], vec![0u8; 9000]];
+        unsafe { b.land(1, dst[0].as_mut_ptr(), 9000) };
+        unsafe { b.land(2, dst[1].as_mut_ptr(), 9000) };
+        let mut bytes = take(&mut a, cut);
+        a.abandon(1);
+        assert!(a.idle(1) && !a.idle(2), "another link keeps its references");
+        a.abandon(2);
+        src.fill(66);
+        feed(&mut b, &bytes, || usize::MAX);
+        b.abandon(1);
+        dst[0].fill(66);
+        bytes = take_all(&mut a);
+        feed(&mut b, &bytes, || 2000);
+        for (link, n) in [(1, 0), (1, 1), (2, 0)] {
+            let Recv::Ready(p) = b.recv(link, 9000, 1) else { panic!("{:?}", b.fault(link)) };
+            assert!((0..9000).all(|i| unsafe { *p.add(i) } == 5), "message {n} of link {link}");
+            assert_eq!(p == dst[1].as_mut_ptr(), link == 2);
+            b.release(link);
+        }
+        assert!(dst[0].iter().all(|&x| x == 66));
+        b.queue_credits();
+        let bytes = take_all(&mut b);
+        feed(&mut a, &bytes, || usize::MAX);
+        assert!(a.has_room(1) && send(&mut a, 1, 2, 10, 1));
+        assert_eq!((a.broken(), b.broken()), (None, None));
+    }
+}
+
+#[test]
+fn words_keep_their_order_among_themselves_and_with_messages() {
+    for seed in 0..40 {
+        let mut rng = Rng::new(seed);
+        let [mut a, mut b] = pair();
+        let (mut said, mut heard) = (Vec::new(), Vec::new());
+        // The link is full: words go all the same.
+        for n in 0..DEPTH {
+            assert!(send(&mut a, 0, n, 3000, 1));
+        }
+        for _ in 0..rng.below(30) {
+            let w: Vec<u8> = (0..rng.size(9000)).map(|_| rng.next() as u8).collect();
+            a.tell(&w);
+            said.extend(w);
+        }
+        while a.has_outgoing() {
+            let limit = 1 + rng.below(9000);
+            let bytes = take(&mut a, limit);
+            feed(&mut b, &bytes, || 1 + limit / 3);
+            let before = heard.len();
+            if rng.below(2) == 0 {
+                let n = b.hear(&mut heard);
+                assert_eq!(heard.len() - before, n);
+            }
+            if !heard.is_empty() {
+                // Sent before the words, so here before them.
+                check(&mut b, 0, 0, 3000, 1);
+            }
+        }
+        b.hear(&mut heard);
+        assert_eq!(heard, said);
+        assert_eq!(b.hear(&mut heard), 0);
+        assert_eq!((a.broken(), b.broken()), (None, None));
+    }
+}
+
+#[test]
+fn words_that_nobody_takes_break_the_connection() {
+    let [mut a, mut b] = pair();
+    for _ in 0..WORDS_MAX / (HEADER + 4) {
+        a.tell(b"word");
+    }
+    assert_eq!(a.broken(), None);
+    let bytes = take_all(&mut a);
+    feed(&mut b, &bytes, || usize::MAX);
+    // They have left: there is room for as many.
+    a.tell(&vec![0; WORDS_MAX / 2]);
+    assert_eq!((a.broken(), b.broken()), (None, None));
+    a.tell(&vec![0; WORDS_MAX / 2]);
+    assert!(a.broken().is_some_and(|t| t.contains("takes no control words")), "{:?}", a.broken());
+    a.tell(b"more");
+    assert!(!a.has_outgoing());
+    let mut heard = Vec::new();
+    b.fail("over");
+    assert_eq!(b.hear(&mut heard), WORDS_MAX / (HEADER + 4) * 4, "what came can be heard");
 }

@@ -1,0 +1,301 @@
+//! Communicators made from communicators: split, duplicated, and shrunk to the ranks that live.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fabric::{self, Fabric, Post};
+use super::inner::{Inner, aborted};
+use super::words::{Saying, Word};
+use super::{Communicator, Config, Shared, group};
+use crate::{Code, Error, Result};
+
+/// splitmix64: a context for what was made from `ctx` in the way that `n` says. All who take part
+/// compute the same, and contexts of one family collide with a chance of 1 in 2^64 for each pair.
+fn derive(ctx: u64, n: u64) -> u64 {
+    let mut z = ctx ^ n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What the child of a communicator needs of it.
+struct Parent {
+    fabric: Arc<Fabric>,
+    ctx: u64,
+    members: Vec<u32>,
+    config: Config,
+}
+
+impl Parent {
+    /// The child number `child` of `ctx`: these of the parent's ranks.
+    fn child(&self, ctx: u64, ranks: &[usize], me: usize) -> Result<Inner> {
+        let rank = ranks
+            .iter()
+            .position(|&r| r == me)
+            .ok_or_else(|| Error::internal("a communicator without its own rank"))?;
+        let members = ranks.iter().map(|&r| self.members[r]).collect();
+        Ok(Inner::new(self.fabric.clone(), ctx, members, rank, self.config.clone()))
+    }
+}
+
+impl Communicator {
+    /// Parts the ranks into communicators: those that give the same `color` are together, in the order
+    /// of `key`, and of their ranks here where keys are equal. `None` as a colour: this rank gets none.
+    ///
+    /// Collective, and not for groups. The new one shares the connections, and has the same settings; this
+    /// one stays usable.
+    pub fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Communicator>> {
+        if group::active() {
+            return Err(Error::usage("a communicator cannot be split in a group")
+                .hint("split it in a thread for each rank"));
+        }
+        let me = self.rank();
+        let mine = [color.map_or(-1, i64::from), i64::from(key)];
+        let (parent, number) = {
+            let mut phase = self.shared.phase.lock();
+            let inner = phase.ready()?;
+            inner.children += 1;
+            let (fabric, members) = (inner.fabric.clone(), inner.members.clone());
+            let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
+            (parent, inner.children)
+        };
+        let mut all = vec![0i64; 2 * self.size()];
+        self.all_gather(&mine, &mut all)?;
+        fabric::sweep();
+        let Some(color) = color else { return Ok(None) };
+        let of = |r: usize| (all[2 * r], all[2 * r + 1]);
+        let mut ranks: Vec<usize> = (0..self.size()).filter(|&r| of(r).0 == i64::from(color)).collect();
+        ranks.sort_by_key(|&r| (of(r).1, r));
+        let ctx = derive(parent.ctx, u64::from(number) << 32 | u64::from(color));
+        let inner = parent.child(ctx, &ranks, me)?;
+        let shared = Shared::new(inner.rank, inner.size());
+        shared.become_ready(inner);
+        Ok(Some(Communicator { shared }))
+    }
+
+    /// A communicator of the same ranks whose calls are apart from those of this one. Collective.
+    pub fn duplicate(&self) -> Result<Communicator> {
+        self.split(Some(0), 0)?.ok_or_else(|| Error::internal("a duplicate without ranks"))
+    }
+
+    /// After ranks have died: a communicator of those that live, in the same order. All survivors call
+    /// it, each with the ranks that it knows or wants out (`exclude`, ranks of this communicator; others
+    /// that do not answer are found). This communicator may have failed, and should be dropped after.
+    ///
+    /// When it returns, no survivor uses memory of another one any more for calls that failed.
+    ///
+    /// Errors: `Timeout` with the ranks that neither died nor called it within the communicator's
+    /// deadline, `InvalidUsage` if others exclude this rank, `Aborted`.
+    pub fn shrink(&self, exclude: &[usize]) -> Result<Communicator> {
+        let (parent, post, number) = {
+            let mut phase = self.shared.phase.lock();
+            let inner = phase.ready()?;
+            if let Some(&r) = exclude.iter().find(|&&r| r >= inner.size()) {
+                return Err(Error::argument(format!("there is no rank {r} to exclude"))
+                    .hint(format!("ranks are 0 to {}", inner.size() - 1)));
+            }
+            if !inner.is_idle() {
+                inner.fail(&aborted("calls were under way when the communicator was shrunk".into()));
+            }
+            let finished = std::mem::take(&mut inner.finished);
+            inner.children += 1;
+            let (fabric, members) = (inner.fabric.clone(), inner.members.clone());
+            let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
+            let state = (parent, inner.post().clone(), inner.children);
+            drop(phase);
+            super::drive::deliver(finished);
+            state
+        };
+        let agreement = Agreement {
+            parent: &parent,
+            post: &post,
+            me: self.rank(),
+            number,
+            until: Instant::now() + parent.config.timeout,
+            abort: &self.shared.abort,
+            honest: self.shared.phase.lock().ready()?.failed.as_ref().is_none_or(|e| e.code != Code::Aborted),
+        };
+        let alive = agreement.reach(exclude)?;
+        let ctx = alive.iter().fold(derive(parent.ctx, !u64::from(number)), |c, &r| derive(c, r as u64));
+        let inner = parent.child(ctx, &alive, self.rank())?;
+        let shared = Shared::new(inner.rank, inner.size());
+        shared.become_ready(inner);
+        Ok(Communicator { shared })
+    }
+}
+
+/// Steps of the agreement, in the upper bits of a vote's round; the lower ones number the shrinking.
+const BALLOT: u32 = 0;
+const DECISION: u32 = 1 << 28;
+const ACCEPTED: u32 = 2 << 28;
+const FINAL: u32 = 3 << 28;
+
+/// How survivors agree on who survives. The lowest rank that lives leads:
+///
+/// ```text
+/// others   ballot: whom I know to be gone ->  leader   waits for all that live
+///          <- decision: who lives                      (again whenever one more dies)
+///          accepted ->
+///          <- final                                    all have accepted the same
+/// ```
+///
+/// When the leader dies, the next one begins anew. A leader that dies between two of its final words
+/// leaves ranks behind that wait for those that have gone on: they end by the deadline, and name them.
+struct Agreement<'a> {
+    parent: &'a Parent,
+    post: &'a Post,
+    me: usize,
+    number: u32,
+    until: Instant,
+    abort: &'a std::sync::atomic::AtomicBool,
+    /// The flag of abort counts: it was not the reason for shrinking.
+    honest: bool,
+}
+
+impl Agreement<'_> {
+    fn reach(&self, exclude: &[usize]) -> Result<Vec<usize>> {
+        let mut alive: BTreeSet<usize> = (0..self.parent.members.len()).collect();
+        for r in exclude {
+            alive.remove(r);
+        }
+        if !alive.contains(&self.me) {
+            return Err(Error::argument("a rank cannot exclude itself"));
+        }
+        loop {
+            let leader = *alive.first().ok_or_else(|| Error::internal("nobody lives"))?;
+            let end =
+                if leader == self.me { self.lead(&mut alive)? } else { self.follow(leader, &mut alive)? };
+            if end {
+                return Ok(alive.into_iter().collect());
+            }
+        }
+    }
+
+    fn member(&self, rank: usize) -> usize {
+        self.parent.members[rank] as usize
+    }
+
+    fn say(&self, to: usize, step: u32, ranks: impl Iterator<Item = usize>) {
+        if let Some(conn) = self.parent.fabric.conn(self.member(to)) {
+            let ranks = ranks.map(|r| r as u32).collect();
+            let saying = Saying::Vote { round: step | self.number, ranks };
+            conn.tell(&Word { ctx: self.parent.ctx, saying });
+        }
+    }
+
+    /// Whether a rank is known to be dead; connects to it on the way.
+    fn dead(&self, rank: usize) -> bool {
+        match self.parent.fabric.connect(self.member(rank)) {
+            Ok(Some(conn)) => conn.dead(),
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
+    /// What `rank` has said at this step; taken out.
+    fn heard(&self, rank: usize, step: u32) -> Option<Vec<usize>> {
+        let mut letters = self.post.open();
+        let of = |v: &(usize, u32, Vec<u32>)| v.0 == self.member(rank) && v.1 == step | self.number;
+        let i = letters.votes.iter().position(of)?;
+        Some(letters.votes.remove(i).2.into_iter().map(|r| r as usize).collect())
+    }
+
+    /// Waits a little; the error of a wait that was too long.
+    fn tick(&self, waits_for: &dyn Fn() -> String) -> Result<()> {
+        std::thread::sleep(Duration::from_micros(500));
+        self.parent.fabric.pump();
+        self.parent.fabric.listen();
+        if self.honest && self.abort.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(aborted("shrinking".into()));
+        }
+        if Instant::now() > self.until {
+            return Err(Error::timeout(format!("{} did not call shrink", waits_for()))
+                .who(format!("rank {}", self.me))
+                .hint("all ranks that live must call it; exclude those that will not"));
+        }
+        Ok(())
+    }
+
+    /// True when all have agreed.
+    fn lead(&self, alive: &mut BTreeSet<usize>) -> Result<bool> {
+        let mut voted = BTreeSet::from([self.me]);
+        let mut accepted = BTreeSet::new();
+        let mut decided = false;
+        loop {
+            let before = alive.len();
+            let others: Vec<usize> = alive.iter().copied().filter(|&r| r != self.me).collect();
+            for &r in &others {
+                if self.dead(r) {
+                    alive.remove(&r);
+                } else if let Some(gone) = self.heard(r, BALLOT) {
+                    voted.insert(r);
+                    for g in gone {
+                        alive.remove(&g);
+                    }
+                }
+                if self.heard(r, ACCEPTED).is_some_and(|list| list.len() == before) {
+                    accepted.insert(r);
+                }
+            }
+            if !alive.contains(&self.me) {
+                return Err(excluded(self.me));
+            }
+            if alive.len() != before {
+                (decided, accepted) = (false, BTreeSet::new());
+                continue;
+            }
+            let complete = |set: &BTreeSet<usize>| alive.iter().all(|r| *r == self.me || set.contains(r));
+            if !decided && complete(&voted) {
+                decided = true;
+                for &r in &others {
+                    self.say(r, DECISION, alive.iter().copied());
+                }
+            }
+            if decided && complete(&accepted) {
+                for &r in &others {
+                    self.say(r, FINAL, alive.iter().copied());
+                }
+                return Ok(true);
+            }
+            self.tick(&|| {
+                let missing: Vec<String> =
+                    alive.iter().filter(|r| !voted.contains(r)).map(usize::to_string).collect();
+                format!("rank {}", missing.join(", "))
+            })?;
+        }
+    }
+
+    /// True when the leader has said the final word; false when it has died.
+    fn follow(&self, leader: usize, alive: &mut BTreeSet<usize>) -> Result<bool> {
+        let mut told = false;
+        loop {
+            // Words before its death count.
+            let dead = self.dead(leader);
+            if !told && self.parent.fabric.conn(self.member(leader)).is_some() {
+                told = true;
+                self.say(leader, BALLOT, (0..self.parent.members.len()).filter(|r| !alive.contains(r)));
+            }
+            if let Some(list) = self.heard(leader, DECISION) {
+                if !list.contains(&self.me) {
+                    return Err(excluded(self.me));
+                }
+                *alive = list.iter().copied().collect();
+                self.say(leader, ACCEPTED, list.into_iter());
+            }
+            if let Some(list) = self.heard(leader, FINAL) {
+                *alive = list.into_iter().collect();
+                return Ok(true);
+            }
+            if dead {
+                alive.remove(&leader);
+                return Ok(false);
+            }
+            self.tick(&|| format!("rank {leader}"))?;
+        }
+    }
+}
+
+fn excluded(me: usize) -> Error {
+    Error::usage("the other ranks exclude this one").who(format!("rank {me}"))
+}
