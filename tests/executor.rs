@@ -81,7 +81,11 @@ fn random_call(r: &mut Random, schedule: Schedule, n: usize, o: &Options) -> Cal
         blocks,
         // Without 8-bit floats where values are computed: they do not hold these data.
         dtype: *r.pick(&DataType::ALL[..if schedule.collective.reduces() { 10 } else { 12 }]),
-        op: *r.pick(&RedOp::ALL),
+        // Prefixes are not averaged.
+        op: *r.pick(&RedOp::ALL.map(|op| match op {
+            RedOp::Avg if !schedule.collective.completes() => RedOp::Sum,
+            op => op,
+        })),
         ways: *r.pick(&[1u32, 2, 4]),
         in_place,
         by_ref: ref_ok && o.by_ref,

@@ -18,7 +18,7 @@ pub const HAND: [Schedule; 3] = [
     Schedule {
         collective: Collective::ReduceScatter,
         name: "ring that keeps sums in scratch",
-        min_depth: 2,
+        min_depth: 1,
         hierarchical: false,
         ref_safe: false,
         reply_safe: false,

@@ -300,7 +300,6 @@ impl Side {
 /// One call of one rank.
 struct Part {
     call: Call,
-    rank: usize,
     program: Program,
     bound: Bound,
     tiling: Tiling,
@@ -358,21 +357,7 @@ impl Part {
         let scratch = Buffer::new(&[(0, bytes)], &call, &mut r, false);
         let fp = mix(case.seed + i as u64) as u32;
         let (result, input_kept) = (HashMap::new(), false);
-        Part {
-            call,
-            rank: me,
-            program,
-            bound,
-            tiling,
-            given,
-            input,
-            output,
-            memory,
-            scratch,
-            result,
-            input_kept,
-            fp,
-        }
+        Part { call, program, bound, tiling, given, input, output, memory, scratch, result, input_kept, fp }
     }
 
     fn launch(&mut self, ranks: usize) -> Launch<'_> {
@@ -387,7 +372,7 @@ impl Part {
             output: self.output.ptr(&mut self.memory[1]),
             scratch: self.scratch.all[self.scratch.blocks[0].1.start..].as_mut_ptr(),
             scratch_stride: [image, image * self.program.scratch as usize],
-            divide: if self.call.op == RedOp::Avg { self.call.folded(ranks, self.rank) as u32 } else { 1 },
+            divide: if self.call.op == RedOp::Avg { ranks as u32 } else { 1 },
             fp: self.fp,
             stream: self.call.stream,
             by_ref_shm: by_ref && self.call.in_place && self.call.schedule.reply_safe,
@@ -673,8 +658,7 @@ fn element(c: &Call, seed: u64, n: usize, rank: usize, e: usize) -> i128 {
             // A common value and differences that cancel in pairs: the average is the common value.
             let common = i128::from(h(1000) % 9) - 4;
             let other = i128::from(h(2000 + rank / 2) % 5);
-            let prefixes = matches!(c.schedule.collective, Collective::Scan | Collective::Exscan);
-            if prefixes || (rank + 1 == n && n % 2 == 1) {
+            if rank + 1 == n && n % 2 == 1 {
                 common
             } else {
                 common + if rank.is_multiple_of(2) { other } else { -other }
