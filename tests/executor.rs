@@ -2,11 +2,12 @@
 
 mod world;
 
-use graccl::Collective::AllReduce;
-use graccl::schedule::{Algorithm, Groups, algorithms_of, groupings, live_at};
+use graccl::Collective::{AllReduce, AllToAll};
+use graccl::schedule::{Algorithm, Groups, algorithms, algorithms_of, groupings, live_at};
 use graccl::transport::virtual_time::Options;
 use graccl::{DataType, RedOp};
-use world::{Call, Case, End, Random, run};
+use world::hand::HAND;
+use world::{Call, Case, End, Random, Schedule, Size, run};
 
 const RANKS: [usize; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24];
 const COUNTS: [usize; 13] = [0, 1, 2, 3, 5, 16, 17, 63, 64, 65, 1000, 1003, 70000];
@@ -16,37 +17,83 @@ fn times(release: u64) -> u64 {
     if cfg!(debug_assertions) { release.div_ceil(20) } else { release }
 }
 
-fn all() -> Vec<&'static Algorithm> {
-    algorithms_of(AllReduce).collect()
+/// Everything that runs: all algorithms of all collectives, and some schedules written by hand.
+fn all() -> Vec<Schedule> {
+    algorithms().iter().map(Schedule::from).chain(HAND).collect()
 }
 
-fn groups_for(a: &Algorithm, n: usize) -> Vec<Groups> {
-    if a.hierarchical { groupings(n) } else { vec![Groups::flat(n)] }
-}
-
-fn random_call(r: &mut Random, algorithm: &'static Algorithm, n: usize, o: &Options) -> Call {
-    // Large counts cost most of the time.
-    let mut count = *r.pick(&COUNTS);
-    if count > 1003 && (n > 9 || r.below(4) != 0) {
-        count = 1 + r.below(3000) as usize;
+/// The collective that is used most: one draw in three.
+fn any(r: &mut Random) -> Schedule {
+    let all = all();
+    match r.below(3) {
+        0 => {
+            let list: Vec<&Algorithm> = algorithms_of(AllReduce).collect();
+            let i = r.below(list.len() as u64) as usize;
+            Schedule::from(algorithms_of(AllReduce).nth(i).expect("counted"))
+        }
+        _ => *r.pick(&all),
     }
-    let in_place = r.flip();
-    // A reply into memory that was read by reference would go over the input.
-    let ref_ok = algorithm.ref_safe && (in_place || !(o.reply && o.reply_by_ref));
+}
+
+fn groups_for(s: &Schedule, n: usize) -> Vec<Groups> {
+    if s.hierarchical { groupings(n) } else { vec![Groups::flat(n)] }
+}
+
+/// Blocks of one size, or of any.
+fn random_blocks(r: &mut Random, n: usize, blocks: usize) -> Vec<Size> {
     let tiles = *r.pick(&[1, 2, 3, 7]);
+    let count = |r: &mut Random| {
+        // Large counts cost most of the time.
+        let count = *r.pick(&COUNTS);
+        if blocks > 16 {
+            r.below(40) as usize
+        } else if count > 1003 && (n > 9 || blocks > 1 || r.below(4) != 0) {
+            1 + r.below(3000 / blocks as u64) as usize
+        } else {
+            count
+        }
+    };
+    if blocks == 1 || r.flip() {
+        return vec![Size { count: count(r), tiles }; blocks];
+    }
+    let skip = r.below(6);
+    let one = |_| {
+        let count = if r.below(4) == 0 { 0 } else { count(r) };
+        // What is empty is skipped or has empty messages; what is skipped may have elements.
+        let tiles = if skip == 0 && r.below(3) == 0 { 0 } else { r.below(u64::from(tiles) + 1) as u32 };
+        Size { count, tiles: if count == 0 || skip == 0 { tiles } else { tiles.max(1) } }
+    };
+    (0..blocks).map(one).collect()
+}
+
+fn random_call(r: &mut Random, schedule: Schedule, n: usize, o: &Options) -> Call {
+    let blocks = random_blocks(r, n, schedule.collective.blocks(n));
+    let in_place = r.flip() && schedule.collective != AllToAll;
+    // A reply into memory that was read by reference would go over the input.
+    let ref_ok = schedule.ref_safe && (in_place || !(o.reply && o.reply_by_ref));
     Call {
-        algorithm,
-        count,
-        // Without 8-bit floats, which do not hold these data.
-        dtype: *r.pick(&DataType::ALL[..10]),
-        op: *r.pick(&RedOp::ALL),
-        tiles,
+        schedule,
+        root: if schedule.collective.rooted() && !HAND.iter().any(|h| h.name == schedule.name) {
+            r.below(n as u64) as usize
+        } else {
+            0
+        },
+        blocks,
+        // Without 8-bit floats where values are computed: they do not hold these data.
+        dtype: *r.pick(&DataType::ALL[..if schedule.collective.reduces() { 10 } else { 12 }]),
+        // Prefixes are not averaged.
+        op: *r.pick(&RedOp::ALL.map(|op| match op {
+            RedOp::Avg if !schedule.collective.completes() => RedOp::Sum,
+            op => op,
+        })),
         ways: *r.pick(&[1u32, 2, 4]),
         in_place,
         by_ref: ref_ok && o.by_ref,
         stream: !in_place && r.flip(),
         rough: r.below(4) == 0,
         shift: if r.flip() { 0 } else { r.below(64) as usize },
+        shuffled: r.flip(),
+        leave: r.flip().then(|| 1 + r.below(5) as u32),
     }
 }
 
@@ -66,15 +113,15 @@ fn random_options(r: &mut Random, depth: u32) -> Options {
     }
 }
 
-fn random_case(seed: u64, algorithm: &'static Algorithm, groups: &Groups) -> Case {
+fn random_case(seed: u64, schedule: Schedule, groups: &Groups) -> Case {
     let mut r = Random(seed);
     let options = random_options(&mut r, 2);
     let mut calls = vec![];
     for i in 0..*r.pick(&[1, 1, 2, 3]) {
-        let a = if i == 0 { algorithm } else { *r.pick(&all()) };
-        calls.push(random_call(&mut r, a, groups.n(), &options));
+        let s = if i == 0 { schedule } else { any(&mut r) };
+        calls.push(random_call(&mut r, s, groups.n(), &options));
     }
-    let depth = calls.iter().map(|c| c.algorithm.min_depth).max().expect("at least one");
+    let depth = calls.iter().map(|c| c.schedule.min_depth).max().expect("at least one");
     let options = Options { depth: options.depth - 2 + depth, ..options };
     Case { seed, groups: groups.clone(), calls, options, cuts: vec![], corrupt: None, shm: false }
 }
@@ -92,11 +139,11 @@ fn must_finish(case: &Case) -> u64 {
 fn results_are_exact_and_the_same_everywhere() {
     let mut seed = 0;
     for _ in 0..times(12) {
-        for algorithm in all() {
+        for schedule in all() {
             for n in RANKS {
-                for groups in groups_for(algorithm, n) {
+                for groups in groups_for(&schedule, n) {
                     seed += 1;
-                    must_finish(&random_case(seed, algorithm, &groups));
+                    must_finish(&random_case(seed, schedule, &groups));
                 }
             }
         }
@@ -108,10 +155,10 @@ fn results_are_exact_and_the_same_everywhere() {
 fn small_jobs_in_all_manners() {
     for seed in 1_000_000..1_000_000 + times(6000) {
         let mut r = Random(!seed);
-        let algorithm = *r.pick(&all());
+        let schedule = any(&mut r);
         let n = 2 + r.below(4) as usize;
-        let groups = groups_for(algorithm, n);
-        must_finish(&random_case(seed, algorithm, r.pick(&groups)));
+        let groups = groups_for(&schedule, n);
+        must_finish(&random_case(seed, schedule, r.pick(&groups)));
     }
 }
 
@@ -120,14 +167,18 @@ fn small_jobs_in_all_manners() {
 fn shared_memory_in_one_thread() {
     for seed in 2_000_000..2_000_000 + times(1500) {
         let mut r = Random(!seed);
-        let algorithm = *r.pick(&all());
+        let schedule = any(&mut r);
         let n = 2 + r.below(if seed % 8 == 0 { 8 } else { 4 }) as usize;
-        let groups = groups_for(algorithm, n);
-        let mut case = random_case(seed, algorithm, r.pick(&groups));
+        let groups = groups_for(&schedule, n);
+        let mut case = random_case(seed, schedule, r.pick(&groups));
         for c in &mut case.calls {
-            c.by_ref = c.in_place && c.algorithm.ref_safe && r.below(4) != 0;
+            c.by_ref = c.in_place && c.schedule.ref_safe && r.below(4) != 0;
             // Often long enough to go by reference; never longer than a slot.
-            c.count = (*r.pick(&[0, 1, 57, 5000, 70_000, 200_000])) / c.dtype.size();
+            let each = if c.blocks.len() > 1 { 20_000 } else { 200_000 };
+            for b in &mut c.blocks {
+                b.count = (*r.pick(&[0, 1, 57, 5000, 70_000, 200_000])).min(each) / c.dtype.size();
+                b.tiles = b.tiles.max(1);
+            }
         }
         case.shm = true;
         must_finish(&case);
@@ -136,24 +187,24 @@ fn shared_memory_in_one_thread() {
 
 #[test]
 fn runs_repeat_to_the_nanosecond() {
-    for algorithm in all() {
-        let case = random_case(77, algorithm, &Groups::blocks(6, 3));
-        assert_eq!(must_finish(&case), must_finish(&case), "{}", algorithm.name);
+    for schedule in all() {
+        let case = random_case(77, schedule, &Groups::blocks(6, 3));
+        assert_eq!(must_finish(&case), must_finish(&case), "{}", schedule.name);
     }
 }
 
 /// With one message less than declared, the executor deadlocks exactly where the verifier says so.
 #[test]
 fn declared_depth_is_enough_and_needed() {
-    for algorithm in all() {
+    for schedule in all() {
         let mut dead = 0;
         for n in 2..=9 {
-            for groups in groups_for(algorithm, n) {
+            for groups in groups_for(&schedule, n) {
                 let mut r = Random(n as u64);
                 let options = Options { reply: false, ..random_options(&mut r, 0) };
-                let mut call = random_call(&mut r, algorithm, n, &options);
-                call.count = 1000;
-                let options = Options { depth: algorithm.min_depth, ack_lag: 1, ..options };
+                let mut call = random_call(&mut r, schedule, n, &options);
+                call.blocks = vec![Size { count: 1000, tiles: 3 }; call.blocks.len()];
+                let options = Options { depth: schedule.min_depth, ack_lag: 1, ..options };
                 let mut case = Case {
                     seed: 5,
                     groups,
@@ -164,11 +215,13 @@ fn declared_depth_is_enough_and_needed() {
                     shm: false,
                 };
                 must_finish(&case);
-                if algorithm.min_depth > 1 {
+                if schedule.min_depth > 1 {
                     case.options.depth -= 1;
+                    let call = &case.calls[0];
+                    let programs: Vec<_> =
+                        (0..n).map(|rank| schedule.program(rank, &case.groups, call.root)).collect();
                     let said =
-                        live_at(AllReduce, 0, &algorithm.programs(&case.groups, 0), case.options.depth)
-                            .is_err();
+                        live_at(schedule.collective, call.root, &programs, case.options.depth).is_err();
                     let out = run(&case);
                     let found = out.ends.iter().any(|e| matches!(e, End::Deadlock(_)));
                     assert_eq!(said, found, "{:?}\n{case:#?}", out.ends);
@@ -176,7 +229,7 @@ fn declared_depth_is_enough_and_needed() {
                 }
             }
         }
-        assert_eq!(dead > 0, algorithm.min_depth > 1, "{}", algorithm.name);
+        assert_eq!(dead > 0, schedule.min_depth > 1, "{}", schedule.name);
     }
 }
 
@@ -186,10 +239,10 @@ fn cuts_end_every_rank() {
     let (mut broken, mut finished) = (0, 0);
     for seed in 0..times(3000) {
         let mut r = Random(seed ^ 0xc075);
-        let algorithm = *r.pick(&all());
+        let schedule = any(&mut r);
         let n = 2 + r.below(8) as usize;
-        let groups = groups_for(algorithm, n);
-        let mut case = random_case(seed, algorithm, r.pick(&groups));
+        let groups = groups_for(&schedule, n);
+        let mut case = random_case(seed, schedule, r.pick(&groups));
         let time = must_finish(&case);
         for _ in 0..=r.below(2) {
             let rank = r.below(n as u64) as u32;
@@ -215,10 +268,10 @@ fn cuts_end_every_rank() {
 fn wrong_fingerprints_are_noticed() {
     for seed in 0..times(500) {
         let mut r = Random(seed ^ 0xf1f1);
-        let algorithm = *r.pick(&all());
+        let schedule = any(&mut r);
         let n = 2 + r.below(6) as usize;
-        let groups = groups_for(algorithm, n);
-        let mut case = random_case(seed, algorithm, r.pick(&groups));
+        let groups = groups_for(&schedule, n);
+        let mut case = random_case(seed, schedule, r.pick(&groups));
         let from = r.below(n as u64) as u32;
         let to = (from + 1) % n as u32;
         case.corrupt = Some((from, to, r.below(3) as u32));
@@ -239,13 +292,12 @@ fn wrong_fingerprints_are_noticed() {
 #[test]
 fn a_message_of_another_length_is_an_error() {
     let algorithm = Algorithm::by_name(AllReduce, "ring").expect("built in");
-    let mut case = random_case(3, algorithm, &Groups::flat(3));
+    let mut case = random_case(3, algorithm.into(), &Groups::flat(3));
     case.calls.truncate(1);
-    case.calls[0].count = 1000;
-    case.calls[0].tiles = 1;
+    case.calls[0].blocks = vec![Size { count: 1000, tiles: 1 }];
     let out = world::run_with(&case, &|rank, call| {
         if rank == 1 {
-            call.count = 500;
+            call.blocks[0].count = 500;
         }
     });
     assert!(out.ends.iter().all(|e| matches!(e, End::Failed(_))), "{:?}", out.ends);
