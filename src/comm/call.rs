@@ -139,6 +139,22 @@ pub(super) struct Key {
 pub(super) const QUICK: usize = 64;
 
 impl Key {
+    /// That of a call with even counts, which takes nothing but its buffers besides. Whether its arguments
+    /// make sense has to be seen yet.
+    #[inline]
+    pub fn of(call: &Call, n: usize) -> Option<Key> {
+        match call.counts {
+            Counts::Even(count) if call.op.factor.is_none() && call.root < n => Some(Key {
+                verb: Verb::Do(call.collective),
+                root: call.root as u32,
+                count,
+                dtype: call.dtype,
+                op: call.op.op,
+            }),
+            _ => None,
+        }
+    }
+
     pub fn barrier() -> Key {
         Key { verb: Verb::Barrier, root: 0, count: 0, dtype: DataType::U8, op: RedOp::Max }
     }
@@ -175,16 +191,66 @@ impl Key {
     }
 }
 
+/// The buffers of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffers {
+    pub send: *const u8,
+    pub recv: *mut u8,
+    /// The input is where the output goes, or there is no input.
+    pub in_place: bool,
+}
+
+impl Buffers {
+    pub const NONE: Buffers = Buffers { send: std::ptr::null(), recv: std::ptr::null_mut(), in_place: true };
+}
+
+/// What the buffers of a call with even counts must be like on one rank. Kept with what is prepared of a
+/// call, so that the next one is checked by a few comparisons.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Fit {
+    /// Bytes of the send and of the receive buffer.
+    pub sent: usize,
+    pub got: usize,
+    /// Where the block that both have begins in them, in bytes.
+    shared: Option<(usize, usize)>,
+    /// There is no input.
+    only_output: bool,
+}
+
+impl Fit {
+    /// For blocks of `bytes`. The products must not overflow.
+    pub fn of(c: Collective, root: usize, rank: usize, n: usize, bytes: usize) -> Fit {
+        let (nsend, nrecv) = (c.send_blocks(n, root, rank), c.recv_blocks(n, root, rank));
+        let shared = match c {
+            Collective::AllToAll => None,
+            _ if nsend == 0 || nrecv == 0 => None,
+            Collective::AllGather | Collective::Gather => Some((0, rank * bytes)),
+            Collective::ReduceScatter | Collective::Scatter => Some((rank * bytes, 0)),
+            _ => Some((0, 0)),
+        };
+        Fit { sent: nsend * bytes, got: nrecv * bytes, shared, only_output: nsend == 0 }
+    }
+
+    /// Accepts buffers that are there, and apart or in place.
+    #[inline]
+    pub fn check(&self, send: *const u8, recv: *mut u8) -> Option<Buffers> {
+        let in_place = match self.shared {
+            Some((s, r)) => (send as usize).wrapping_add(s) == (recv as usize).wrapping_add(r),
+            None => self.only_output,
+        };
+        let null = (self.sent != 0 && send.is_null()) || (self.got != 0 && recv.is_null());
+        let apart = in_place || !overlap((send as usize, self.sent), (recv as usize, self.got));
+        (!null && apart).then_some(Buffers { send, recv, in_place })
+    }
+}
+
 /// A call whose arguments have been checked, for one rank.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
     pub key: Key,
-    pub send: *const u8,
-    pub recv: *mut u8,
+    pub buffers: Buffers,
     /// For the forms with uneven counts.
     pub each: Option<Each>,
-    /// The input is where the output goes, or there is no input.
-    pub in_place: bool,
     pub factor: Option<crate::Factor>,
 }
 
@@ -200,7 +266,6 @@ unsafe impl Send for Work {}
 
 impl Work {
     /// Checks a call on `rank` of `n` ranks.
-    #[inline]
     pub fn of(call: &Call, rank: usize, n: usize) -> Result<Work> {
         let Counts::Even(count) = call.counts else { return Work::uneven(call, rank, n) };
         let c = call.collective;
@@ -208,32 +273,16 @@ impl Work {
             check_operation(call, n)?;
         }
         let size = call.dtype.size();
-        let (nsend, nrecv) = (c.send_blocks(n, call.root, rank), c.recv_blocks(n, call.root, rank));
-        let most = nsend.max(nrecv).max(1);
+        let most = c.send_blocks(n, call.root, rank).max(c.recv_blocks(n, call.root, rank)).max(1);
         if count > isize::MAX as usize / size / most {
             return Err(too_large(call, count, most));
         }
-        let (sent, got) = (nsend * count * size, nrecv * count * size);
-        if (sent != 0 && call.send.is_null()) || (got != 0 && call.recv.is_null()) {
-            return Err(null(call, sent != 0 && call.send.is_null()));
-        }
-        let shared = match c {
-            Collective::AllToAll => None,
-            _ if nsend == 0 || nrecv == 0 => None,
-            Collective::AllGather | Collective::Gather => Some((0, rank)),
-            Collective::ReduceScatter | Collective::Scatter => Some((rank, 0)),
-            _ => Some((0, 0)),
+        let fit = Fit::of(c, call.root, rank, n, count * size);
+        let Some(buffers) = fit.check(call.send, call.recv) else {
+            let no_send = fit.sent != 0 && call.send.is_null();
+            let no_recv = fit.got != 0 && call.recv.is_null();
+            return Err(if no_send || no_recv { null(call, no_send) } else { overlapping(call) });
         };
-        let in_place = match shared {
-            Some((s, r)) => {
-                (call.send as usize).wrapping_add(s * count * size)
-                    == (call.recv as usize).wrapping_add(r * count * size)
-            }
-            None => nsend == 0,
-        };
-        if !in_place && overlap((call.send as usize, sent), (call.recv as usize, got)) {
-            return Err(overlapping(call));
-        }
         let key = Key {
             verb: Verb::Do(c),
             root: call.root as u32,
@@ -242,7 +291,7 @@ impl Work {
             op: if c.reduces() { call.op.op } else { RedOp::Sum },
         };
         let factor = if c.reduces() { call.op.factor } else { None };
-        Ok(Work { key, send: call.send, recv: call.recv, each: None, in_place, factor })
+        Ok(Work { key, buffers, each: None, factor })
     }
 
     #[cold]
@@ -329,7 +378,8 @@ impl Work {
         };
         let each = Some(Each { send: send.clone(), recv: recv.clone() });
         let factor = if c.reduces() { call.op.factor } else { None };
-        Ok(Work { key, send: call.send, recv: call.recv, each, in_place, factor })
+        let buffers = Buffers { send: call.send, recv: call.recv, in_place };
+        Ok(Work { key, buffers, each, factor })
     }
 
     /// A send to `peer` or a receive from it.
@@ -363,12 +413,12 @@ impl Work {
         if count > 0 && buffer.is_null() {
             return Err(Error::argument("the buffer is null").who(who()).hint("only a count of 0 allows it"));
         }
-        Ok(Work { key, send: buffer, recv: buffer, each: None, in_place: false, factor: None })
+        let buffers = Buffers { send: buffer, recv: buffer, in_place: false };
+        Ok(Work { key, buffers, each: None, factor: None })
     }
 
     pub fn barrier() -> Work {
-        let (send, recv) = (std::ptr::null(), std::ptr::null_mut());
-        Work { key: Key::barrier(), send, recv, each: None, in_place: true, factor: None }
+        Work { key: Key::barrier(), buffers: Buffers::NONE, each: None, factor: None }
     }
 
     /// "all_gather_v of 120 float", see [`Key::text`].
@@ -393,6 +443,7 @@ impl Work {
     }
 }
 
+#[inline]
 fn overlap((a, alen): (usize, usize), (b, blen): (usize, usize)) -> bool {
     alen != 0 && blen != 0 && a < b + blen && b < a + alen
 }

@@ -32,7 +32,7 @@ pub use request::{Callback, Request};
 use crate::bootstrap::{self, Bootstrap, UniqueId};
 use crate::schedule::{self, Collective};
 use crate::{Code, DataType, Element, Error, RedOp, Reduction, Result};
-use call::{Verb, Work};
+use call::{Key, Verb, Work};
 use fabric::Fabric;
 use inner::Inner;
 use lock::Lock;
@@ -268,9 +268,13 @@ impl Communicator {
     /// them meanwhile. In a group: until the group's end.
     #[inline]
     pub unsafe fn call(&self, call: &Call) -> Result<()> {
-        let work = Work::of(call, self.shared.rank, self.shared.size)?;
-        // SAFETY: the caller's promise.
-        unsafe { self.perform(work) }
+        if let Some(key) = Key::of(call, self.shared.size) {
+            // SAFETY: the caller's promise.
+            if let Some(result) = unsafe { self.at_once(&key, call.send, call.recv) } {
+                return result;
+            }
+        }
+        self.perform(Work::of(call, self.shared.rank, self.shared.size)?)
     }
 
     /// Starts a call and returns at once.
@@ -283,24 +287,37 @@ impl Communicator {
         Ok(self.begin(Work::of(call, self.shared.rank, self.shared.size)?))
     }
 
+    /// A call that is prepared, outside of groups, while nothing else is under way. `None` if it is not so.
+    ///
     /// # Safety
     /// As `call`.
     #[inline]
-    unsafe fn perform(&self, work: Work) -> Result<()> {
+    unsafe fn at_once(&self, key: &Key, send: *const u8, recv: *mut u8) -> Option<Result<()>> {
+        if group::active() || self.shared.abort.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut phase = self.shared.phase.lock();
+        let Phase::Ready(inner) = &mut *phase else { return None };
+        // SAFETY: the caller's promise.
+        match unsafe { inner.run_prepared(key, send, recv) }? {
+            None => Some(Ok(())),
+            Some(done) => {
+                drop(phase);
+                Some(self.await_done(&done))
+            }
+        }
+    }
+
+    /// Any call, whose buffers the caller leaves to it.
+    #[cold]
+    fn perform(&self, work: Work) -> Result<()> {
         if group::active() {
             group::add(&self.shared, work, true);
             return Ok(());
         }
-        let mut phase = self.shared.phase.lock();
-        // SAFETY: the caller's promise.
-        match unsafe { phase.ready()?.run(work) } {
-            Ok(None) => Ok(()),
-            Ok(Some(done)) => {
-                drop(phase);
-                self.await_done(&done)
-            }
-            Err(e) => Err(e),
-        }
+        let done = Done::default().into();
+        self.shared.submit(work, &done, false);
+        self.await_done(&done)
     }
 
     #[cold]
@@ -482,7 +499,8 @@ impl Communicator {
     /// Waits until all ranks have called it. Errors as [`Communicator::call`].
     pub fn barrier(&self) -> Result<()> {
         // SAFETY: there are no buffers.
-        unsafe { self.perform(Work::barrier()) }
+        let result = unsafe { self.at_once(&Key::barrier(), std::ptr::null(), std::ptr::null_mut()) };
+        result.unwrap_or_else(|| self.perform(Work::barrier()))
     }
 
     /// Starts a barrier.
@@ -499,8 +517,7 @@ impl Communicator {
     /// # Safety
     /// As [`Communicator::call`].
     pub unsafe fn send_raw(&self, send: *const u8, count: usize, dtype: DataType, peer: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.perform(self.point(Verb::Send, send.cast_mut(), count, dtype, peer)?) }
+        self.perform(self.point(Verb::Send, send.cast_mut(), count, dtype, peer)?)
     }
 
     /// Receives `count` elements from `peer`.
@@ -508,8 +525,7 @@ impl Communicator {
     /// # Safety
     /// As [`Communicator::call`].
     pub unsafe fn recv_raw(&self, recv: *mut u8, count: usize, dtype: DataType, peer: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.perform(self.point(Verb::Recv, recv, count, dtype, peer)?) }
+        self.perform(self.point(Verb::Recv, recv, count, dtype, peer)?)
     }
 
     /// Starts a send.

@@ -1,0 +1,378 @@
+//! What ends a wait with an error: deaths, disagreement, broken links, deadlines; and how a failure goes
+//! round.
+
+use std::time::{Duration, Instant};
+
+use super::super::fabric::Gone;
+use super::super::words::Saying;
+use crate::exec::Blocked;
+use crate::schedule::{self};
+use crate::transport::{Fault, Link};
+use crate::{Code, Error, Result};
+
+use super::{Inner, Stage, Task, WAYS_MAX};
+
+/// Between looks at the clock, the words and the abort flag while nothing moves.
+const CHECK: Duration = Duration::from_millis(1);
+/// A wait this long makes ranks compare their calls.
+const LONG: Duration = Duration::from_secs(1);
+/// How long the calls of other ranks may take to come in once ranks are known to disagree.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How long the cause of a broken connection may take to go round.
+const RUMOUR: Duration = Duration::from_millis(100);
+
+/// What is known of a task that stands still.
+#[derive(Default)]
+pub struct Watch {
+    pub(super) since: Option<Instant>,
+    pub(super) told: bool,
+    /// In which pass a peer that is waited for is known to be gone.
+    pub(super) gone: Option<u32>,
+    pub(super) fault: Option<Instant>,
+    pub(super) disagree: Option<Instant>,
+    pub(super) passes: u32,
+}
+
+impl Inner {
+    /// What a rank told as the reason of its failure, or else `e`.
+    pub(super) fn cause(&self, e: Error) -> Error {
+        let until = Instant::now() + 3 * RUMOUR;
+        loop {
+            self.fabric.pump();
+            self.fabric.listen();
+            if let Some(told) = self.told() {
+                return told;
+            }
+            if Instant::now() > until {
+                return e;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(super) fn gone(&self, peer: u32) -> Option<Gone> {
+        let member = self.members[peer as usize] as usize;
+        if self.post.open().left.contains(&member) {
+            return Some(Gone::Left);
+        }
+        self.fabric.conn(member).is_some_and(|c| c.dead()).then_some(Gone::Died)
+    }
+
+    fn rank_of(&self, member: usize) -> usize {
+        self.members.iter().position(|&m| m as usize == member).unwrap_or(member)
+    }
+
+    /// The failure that another rank told.
+    pub(super) fn told(&self) -> Option<Error> {
+        let letters = self.post.open();
+        let (from, code, text) = letters.abort.as_ref()?;
+        Some(
+            Error::new(remote_code(*code), text.clone()).who(format!("told by rank {}", self.rank_of(*from))),
+        )
+    }
+
+    /// Tells all connected ranks.
+    pub(super) fn tell(&self, saying: Saying) {
+        let word = self.word(saying);
+        for &m in &self.members {
+            if let Some(c) = self.fabric.conn(m as usize) {
+                c.tell(&word);
+            }
+        }
+    }
+
+    /// Looks at everything that may end a wait with an error.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let now = Instant::now();
+        // Not at once: most waits are shorter than a look at all peers.
+        if now - *self.checked.get_or_insert(now) < CHECK {
+            return Ok(());
+        }
+        self.checked = Some(now);
+        // Words also come over connections that these calls do not use.
+        self.fabric.pump();
+        self.fabric.listen();
+        if let Some(e) = self.told() {
+            return Err(e);
+        }
+        if let Some(mut task) = self.queue.pop_front() {
+            let r = self.look(&mut task, now);
+            self.queue.push_front(task);
+            r?;
+        }
+        for i in 0..self.side.len() {
+            let Some(mut task) = self.side.pop_front() else { break };
+            let r = self.look(&mut task, now);
+            self.side.push_back(task);
+            if let Err(e) = r {
+                // As they were.
+                self.side.rotate_right(i + 1);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// One task that stands still.
+    fn look(&mut self, task: &mut Task, now: Instant) -> Result<()> {
+        let since = *task.watch.since.get_or_insert(now);
+        let waited = now - since;
+        if let Stage::Running { engine, .. } = &task.stage {
+            if let Some(b) = engine.blocked().iter().find(|b| b.fault).copied() {
+                return self.fault(task, b, now);
+            }
+            for b in engine.blocked() {
+                let peer = self.owner[(b.link / WAYS_MAX) as usize];
+                if let Some(gone) = self.gone(peer) {
+                    // Its last messages came before that word, but maybe after the lanes were looked at.
+                    if *task.watch.gone.get_or_insert(task.watch.passes) != task.watch.passes {
+                        return Err(lost(peer as usize, gone, position(task)));
+                    }
+                }
+            }
+        }
+        if waited > LONG {
+            if !task.watch.told {
+                task.watch.told = true;
+                self.tell(Saying::Call { seq: task.seq, text: task.work.text() });
+            }
+            self.compare(task, None, now)?;
+        }
+        if waited > self.config.timeout {
+            if let Stage::Connecting(_) = task.stage {
+                return Err(self.unmet(task));
+            }
+            let peer = match &task.stage {
+                Stage::Running { engine, .. } => engine.blocked().first().map(|b| b.link / WAYS_MAX),
+                _ => None,
+            };
+            let peer =
+                peer.map(|l| format!(", waits for rank {}", self.owner[l as usize])).unwrap_or_default();
+            return Err(Error::timeout(format!("nothing moved for {:.1} s", waited.as_secs_f64()))
+                .who(position(task) + &peer)
+                .hint(
+                    "see what the rank that is waited for is doing; GRACCL_TIMEOUT (seconds) sets the limit",
+                ));
+        }
+        Ok(())
+    }
+
+    /// The error of a task that never got its links.
+    fn unmet(&self, task: &Task) -> Error {
+        let Stage::Connecting(plan) = &task.stage else { return Error::internal("links were there") };
+        let mut peers: Vec<u32> = plan.program.lanes.iter().flat_map(|l| l.peers.clone()).collect();
+        peers.sort_unstable();
+        let peer = peers.into_iter().find(|p| !self.ports.keys().any(|(r, _)| r == p));
+        let peer = peer.unwrap_or(0);
+        let mut e = placed(self.fabric.late(self.members[peer as usize] as usize), task);
+        if !e.hint.contains("GRACCL_TIMEOUT") {
+            e.hint += "; GRACCL_TIMEOUT (seconds) sets the limit";
+        }
+        e
+    }
+
+    /// A link is broken, or its message belongs to another call.
+    fn fault(&mut self, task: &mut Task, b: Blocked, now: Instant) -> Result<()> {
+        let since = *task.watch.fault.get_or_insert(now);
+        let rank = self.owner[(b.link / WAYS_MAX) as usize] as usize;
+        let who = position(task);
+        match self.links[b.link as usize].fault() {
+            Some(Fault::Fingerprint { .. }) => {
+                // The peer will find the same, or is told now; its answer says what it called.
+                if !task.watch.told {
+                    task.watch.told = true;
+                    self.tell(Saying::Call { seq: task.seq, text: task.work.text() });
+                }
+                self.compare(task, Some(rank), now)?;
+                if now - since > LONG || self.gone(rank as u32).is_some() {
+                    return Err(mismatch(format!(
+                        "rank {rank} sent a message of another call than this rank's call {}, {}",
+                        task.seq,
+                        task.work.text()
+                    )));
+                }
+                Ok(())
+            }
+            Some(Fault::Length { got }) if task.work.each.is_some() => {
+                Err(mismatch(format!("rank {rank} sent {got} bytes of a block that has another count here"))
+                    .who(who))
+            }
+            Some(Fault::Length { got }) => Err(Error::internal(format!(
+                "rank {rank} sent a message of {got} bytes, another length was expected"
+            ))
+            .who(who)
+            .hint("run with GRACCL_VERIFY=1 and report this")),
+            Some(Fault::Broken(text)) => {
+                // The words may know better: an orderly abort with its reason.
+                if now - since < RUMOUR {
+                    return Ok(());
+                }
+                Err(Error::remote(format!("the connection to rank {rank} broke: {text}"))
+                    .who(who)
+                    .hint("look at that rank's output for the cause"))
+            }
+            None => Err(Error::internal("a link reports a fault that it does not have").who(who)),
+        }
+    }
+
+    /// An error once it is known which ranks call something else (`with`: that rank, whatever its number).
+    fn compare(&self, task: &mut Task, with: Option<usize>, now: Instant) -> Result<()> {
+        let own = task.work.text();
+        let letters = self.post.open();
+        if let Some(rank) = with
+            && let Some((seq, text)) = letters.calls.get(&(self.members[rank] as usize))
+            && (*seq != task.seq || task.work.key.verb.collective().is_none())
+        {
+            return Err(mismatch(format!(
+                "this rank's call {} is {own}, rank {rank}'s call {seq} is {text}",
+                task.seq
+            )));
+        }
+        if task.work.key.verb.collective().is_none() {
+            return Ok(());
+        }
+        let mut calls: Vec<(&str, Vec<usize>)> = vec![(&own, vec![self.rank])];
+        let (mut heard, mut connected) = (0, 0);
+        for (rank, &m) in self.members.iter().enumerate() {
+            connected += usize::from(self.fabric.conn(m as usize).is_some_and(|c| !c.dead()));
+            let Some((seq, text)) = letters.calls.get(&(m as usize)) else { continue };
+            if *seq != task.seq || text.starts_with("send") || text.starts_with("recv") {
+                continue;
+            }
+            heard += 1;
+            match calls.iter_mut().find(|(t, _)| t == text) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => calls.push((text, vec![rank])),
+            }
+        }
+        if calls.len() == 1 {
+            return Ok(());
+        }
+        // Who is the odd one is clear when all have spoken.
+        if now - *task.watch.disagree.get_or_insert(now) < SETTLE && heard < connected {
+            return Ok(());
+        }
+        calls.sort_by_key(|(_, ranks)| (ranks.len(), ranks[0]));
+        let parts: Vec<String> = calls
+            .iter_mut()
+            .map(|(text, ranks)| {
+                ranks.sort_unstable();
+                let list: Vec<String> = ranks.iter().map(usize::to_string).collect();
+                let (who, verb) = if list.len() == 1 { ("rank", "calls") } else { ("ranks", "call") };
+                format!("{who} {} {verb} {text}", list.join(", "))
+            })
+            .collect();
+        Err(mismatch(format!("as call {}, {}", task.seq, parts.join("; "))))
+    }
+
+    /// Where the first task stands.
+    pub fn position(&self) -> String {
+        match self.queue.front().or(self.side.front()) {
+            Some(t) => position(t),
+            None => format!("rank {}", self.rank),
+        }
+    }
+
+    /// Makes the communicator unusable, ends all that is under way, and tells the others why.
+    #[cold]
+    pub fn fail(&mut self, e: &Error) {
+        if self.failed.is_some() {
+            return;
+        }
+        let saying = Saying::Abort { code: e.code as i32, text: format!("rank {} failed: {e}", self.rank) };
+        self.tell(saying.clone());
+        // Nothing may refer to the callers' buffers after their calls have returned.
+        for l in &mut self.links {
+            l.abandon();
+        }
+        for c in &self.tcp {
+            c.pump();
+        }
+        // Who is not connected may be waiting for us.
+        super::super::progress::announce(&self.fabric, self.word(saying), &self.members);
+        self.failed = Some(e.clone());
+        for task in std::mem::take(&mut self.queue).into_iter().chain(std::mem::take(&mut self.side)) {
+            self.finished.push((task.done, Err(e.clone())));
+        }
+    }
+
+    /// Looks for news of other ranks' failures and deaths, without any call under way.
+    pub fn news(&mut self) {
+        self.fabric.pump();
+        self.fabric.listen();
+        if self.failed.is_some() {
+            return;
+        }
+        let died = (0..self.size() as u32).find(|&p| self.gone(p) == Some(Gone::Died));
+        let e =
+            self.told().or_else(|| died.map(|p| lost(p as usize, Gone::Died, format!("rank {}", self.rank))));
+        if let Some(e) = e {
+            self.fail(&e);
+        }
+    }
+}
+
+/// The error with the place where it happened, unless it was told by another rank.
+pub(super) fn placed(mut e: Error, task: &Task) -> Error {
+    if !e.who.contains("told by") {
+        let at = position(task);
+        e.who = if e.who.is_empty() { at } else { format!("{}, {at}", e.who) };
+    }
+    e
+}
+
+/// What call a task is, and where in it.
+fn position(task: &Task) -> String {
+    let text = format!("call {}: {}", task.seq, task.work.text());
+    match &task.stage {
+        Stage::Fresh | Stage::Connecting(_) => text + ", connecting",
+        Stage::Running { prepared, engine, .. } => {
+            let Some(b) = engine.blocked().first() else { return text };
+            let route = &prepared.route;
+            let step = match route.program.lanes.get(b.lane) {
+                Some(lane) => schedule::describe(lane, b.op as usize),
+                None => String::new(),
+            };
+            let name = route.algorithm.map_or("message", |a| a.name);
+            format!("{text}, {name}, tile {} of {}, step {}: {step}", b.tile, prepared.tiling.tiles(), b.op)
+        }
+    }
+}
+
+pub fn after_failure(e: &Error) -> Error {
+    Error { what: format!("the communicator failed earlier: {}", e.what), ..e.clone() }
+        .hint("destroy it and make a new one, or shrink it to the ranks that live")
+}
+
+pub fn aborted(position: String) -> Error {
+    Error::new(Code::Aborted, "the communicator was aborted here")
+        .who(position)
+        .hint("destroy it; make a new one to go on")
+}
+
+/// A rank that is waited for is gone.
+pub fn lost(rank: usize, gone: Gone, position: String) -> Error {
+    let (what, hint) = match gone {
+        Gone::Left => (
+            format!("rank {rank} has destroyed its communicator, but its part is needed"),
+            "all ranks must make the same calls before they destroy a communicator",
+        ),
+        Gone::Died => (
+            format!("rank {rank} died, or lost its connection"),
+            "look at that rank's output for the cause; this communicator cannot be used any more, but it can be \
+             shrunk to the ranks that live",
+        ),
+    };
+    Error::remote(what).who(position).hint(hint)
+}
+
+fn mismatch(what: String) -> Error {
+    Error::usage(format!("ranks disagree: {what}"))
+        .hint("all ranks must make the same calls in the same order, with the same count, type and operation, and the same GRACCL_ALGO and GRACCL_TRANSPORT")
+}
+
+/// The code of another rank's failure as it concerns us.
+fn remote_code(code: i32) -> Code {
+    const SAME: [Code; 3] = [Code::InvalidUsage, Code::Timeout, Code::Aborted];
+    SAME.into_iter().find(|c| *c as i32 == code).unwrap_or(Code::RemoteError)
+}
