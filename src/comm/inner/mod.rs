@@ -113,10 +113,16 @@ pub struct Inner {
 // callers leave to the communicator until their calls are over.
 unsafe impl Send for Inner {}
 
-/// What a blocking call does while it has the communicator for itself: it spins for a short time.
+/// Yields of a blocking call before it lets other threads at the communicator: where ranks outnumber cores
+/// most waits end there, and to leave a call under way costs some allocations.
+const YIELDS: u32 = 16;
+
+/// What a blocking call does while it has the communicator for itself: it spins for a short time, and
+/// yields a few times.
 struct Spin<'a> {
     left: u32,
     most: u32,
+    yields: u32,
     tcp: &'a [TcpConn],
 }
 
@@ -128,11 +134,18 @@ impl Idle for Spin<'_> {
                 return Ok(Pause::Again);
             }
         }
-        if self.left == 0 || blocked.iter().any(|b| b.fault) {
+        if blocked.iter().any(|b| b.fault) {
             return Ok(Pause::Leave);
         }
-        self.left -= 1;
-        std::hint::spin_loop();
+        if self.left > 0 {
+            self.left -= 1;
+            std::hint::spin_loop();
+        } else if self.yields > 0 {
+            self.yields -= 1;
+            std::thread::yield_now();
+        } else {
+            return Ok(Pause::Leave);
+        }
         Ok(Pause::Again)
     }
 
@@ -224,7 +237,7 @@ impl Inner {
         }
         let launch = launch(p, &buffers, self.seq, self.scratch.as_mut_ptr(), self.manner.inner_spin());
         let most = self.manner.spin;
-        let mut spin = Spin { left: most, most, tcp: &self.tcp };
+        let mut spin = Spin { left: most, most, yields: YIELDS, tcp: &self.tcp };
         // SAFETY: buffers by the caller's promise; scratch as sized above; links as bound.
         match unsafe { self.engine.run(&launch, &mut self.links, &mut spin) } {
             Ok(Ran::Done) => Some(None),
