@@ -30,6 +30,7 @@ pub use group::{group_end, group_start};
 pub use request::{Callback, Request};
 
 use crate::bootstrap::{self, Bootstrap, UniqueId};
+use crate::record::{Identity, Recorder};
 use crate::schedule::{self, Collective};
 use crate::{Code, DataType, Element, Error, RedOp, Reduction, Result};
 use call::{Key, Verb, Work};
@@ -644,6 +645,16 @@ impl Drop for Communicator {
 
 impl Shared {
     fn join(&self, id: &UniqueId, config: &Config) -> Result<()> {
+        // Before it joins, so that a job that hangs there is seen as well.
+        let recorder = Recorder::open(&Identity {
+            job: 0,
+            context: 0,
+            parent: None,
+            rank: self.rank,
+            size: self.size,
+            world: &[],
+            hosts: &[],
+        });
         let boot = Bootstrap::rendezvous(id, self.rank, self.size, config.init_timeout, &self.abort)?;
         let hosts = schedule::Groups::new(&boot.hosts).len();
         if config.transport == TransportChoice::Shm && hosts > 1 {
@@ -653,7 +664,7 @@ impl Shared {
         let ctx = boot.job();
         let fabric = Fabric::new(boot, config)?;
         let members = (0..self.size as u32).collect();
-        self.become_ready(Inner::new(fabric, ctx, members, self.rank, config.clone()));
+        self.become_ready(Inner::new(fabric, ctx, None, members, self.rank, config.clone(), recorder));
         fabric::sweep();
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::fabric::{self, Fabric, Post};
 use super::inner::{Inner, aborted};
 use super::words::{Saying, Word};
 use super::{Communicator, Config, Shared, group};
+use crate::record::{Identity, Recorder};
 use crate::{Code, Error, Result};
 
 /// splitmix64: a context for what was made from `ctx` in the way that `n` says. All who take part
@@ -35,7 +36,17 @@ impl Parent {
             .position(|&r| r == me)
             .ok_or_else(|| Error::internal("a communicator without its own rank"))?;
         let members = ranks.iter().map(|&r| self.members[r]).collect();
-        Ok(Inner::new(self.fabric.clone(), ctx, members, rank, self.config.clone()))
+        let recorder = Recorder::open(&Identity {
+            job: self.fabric.boot.job(),
+            context: ctx,
+            parent: Some(self.ctx),
+            rank,
+            size: ranks.len(),
+            world: &[],
+            hosts: &[],
+        });
+        let config = self.config.clone();
+        Ok(Inner::new(self.fabric.clone(), ctx, Some(self.ctx), members, rank, config, recorder))
     }
 }
 

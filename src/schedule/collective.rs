@@ -149,6 +149,18 @@ impl Collective {
         }
     }
 
+    /// busbw / algbw of nccl-tests, where algbw counts the larger buffer: what the busiest link carries of
+    /// it at least (nccl-tests, doc/PERFORMANCE.md).
+    pub fn bus_factor(self, n: usize) -> f64 {
+        use Collective::*;
+        let part = (n as f64 - 1.0) / n as f64;
+        match self {
+            AllReduce => 2.0 * part,
+            ReduceScatter | AllGather | AllToAll | Gather | Scatter => part,
+            Broadcast | Reduce | Scan | Exscan => 1.0,
+        }
+    }
+
     /// Ranks whose values of a block the result on `rank` folds: `0..n`, or those before it.
     pub const fn folded(self, n: usize, rank: usize) -> usize {
         match self {

@@ -27,10 +27,11 @@ use super::request::Done;
 use super::words::{Saying, Word};
 use crate::exec::{Blocked, Engine, Idle, Launch, Pause, Progress, Ran};
 use crate::memory::Block;
+use crate::record::{self, Identity, Recorder, State};
 use crate::reduce::{self};
 use crate::schedule::{self, Groups};
-use crate::transport::tcp::TcpConn;
 use crate::transport::AnyLink;
+use crate::transport::tcp::TcpConn;
 use crate::tune::Layout;
 use crate::{Error, Result};
 
@@ -51,6 +52,8 @@ pub struct Task {
     seq: u32,
     stage: Stage,
     done: Arc<Done>,
+    /// What the flight recorder was told that it is, once it has begun.
+    recorded: Option<record::Plan>,
     /// The input times this rank's factor, where it has no other place: only to be kept.
     _scaled: Vec<u8>,
     watch: Watch,
@@ -78,6 +81,7 @@ pub struct Inner {
     pub layout: Layout,
     pub manner: Manner,
     post: Arc<Post>,
+    recorder: Recorder,
     links: Vec<AnyLink>,
     /// The rank of each group of `WAYS_MAX` links.
     owner: Vec<u32>,
@@ -156,8 +160,29 @@ impl Idle for Spin<'_> {
 }
 
 impl Inner {
-    /// For `rank` of the family's `members`.
-    pub fn new(fabric: Arc<Fabric>, ctx: u64, members: Vec<u32>, rank: usize, config: Config) -> Inner {
+    /// For `rank` of the family's `members`. `parent`: the context of the communicator that it was made
+    /// from.
+    pub fn new(
+        fabric: Arc<Fabric>,
+        ctx: u64,
+        parent: Option<u64>,
+        members: Vec<u32>,
+        rank: usize,
+        config: Config,
+        recorder: Recorder,
+    ) -> Inner {
+        let names: Vec<&str> =
+            members.iter().map(|&m| fabric.boot.members[m as usize].hostname.as_str()).collect();
+        recorder.identify(&Identity {
+            job: fabric.boot.job(),
+            context: ctx,
+            parent,
+            rank,
+            size: members.len(),
+            world: &members,
+            hosts: &names,
+        });
+        recorder.state(State::Ready);
         let hosts: Vec<u32> = members.iter().map(|&m| fabric.boot.hosts[m as usize]).collect();
         let groups = Groups::new(&hosts);
         // Emulated hosts share the machine's cores: their names differ only after the slash.
@@ -178,6 +203,7 @@ impl Inner {
             layout,
             manner,
             post,
+            recorder,
             links: Vec::new(),
             owner: Vec::new(),
             ports: HashMap::new(),
@@ -238,9 +264,13 @@ impl Inner {
         let launch = launch(p, &buffers, self.seq, self.scratch.as_mut_ptr(), self.manner.inner_spin());
         let most = self.manner.spin;
         let mut spin = Spin { left: most, most, yields: YIELDS, tcp: &self.tcp };
+        self.recorder.begin(self.seq, p.record, p.timed);
         // SAFETY: buffers by the caller's promise; scratch as sized above; links as bound.
         match unsafe { self.engine.run(&launch, &mut self.links, &mut spin) } {
-            Ok(Ran::Done) => Some(None),
+            Ok(Ran::Done) => {
+                self.recorder.end(self.seq, p.record);
+                Some(None)
+            }
             // `Spin` has no errors.
             Ok(Ran::Left) | Err(_) => {
                 let prepared = p.clone();
@@ -255,9 +285,11 @@ impl Inner {
         let done = Arc::new(Done::default());
         let engine = std::mem::take(&mut self.engine);
         let scratch = if prepared.scratch > 0 { std::mem::take(&mut self.scratch) } else { Vec::new() };
+        let recorded = Some(prepared.record);
         let stage = Stage::Running { prepared, engine, scratch };
         let watch = Watch::default();
-        let task = Task { work, seq: self.seq, stage, done: done.clone(), _scaled: Vec::new(), watch };
+        let task =
+            Task { work, seq: self.seq, stage, done: done.clone(), recorded, _scaled: Vec::new(), watch };
         self.queue.push_back(Box::new(task));
         done
     }
@@ -283,13 +315,13 @@ impl Inner {
         match point {
             None => {
                 self.seq = self.seq.wrapping_add(1);
-                let task = Task { work, seq: self.seq, stage, done, _scaled: scaled, watch };
+                let task = Task { work, seq: self.seq, stage, done, recorded: None, _scaled: scaled, watch };
                 self.queue.push_back(Box::new(task));
             }
             Some(direction) => {
                 let number = &mut self.points.entry(work.key.root).or_default()[direction];
                 *number = number.wrapping_add(1);
-                let task = Task { work, seq: *number, stage, done, _scaled: scaled, watch };
+                let task = Task { work, seq: *number, stage, done, recorded: None, _scaled: scaled, watch };
                 self.side.push_back(Box::new(task));
             }
         }
@@ -375,7 +407,23 @@ impl Inner {
         result
     }
 
+    /// Tells the flight recorder that a task has begun.
+    fn record(&self, task: &mut Task, plan: record::Plan, timed: bool) {
+        if task.recorded.replace(plan).is_none() {
+            match task.work.key.verb.collective() {
+                Some(_) => self.recorder.begin(task.seq, plan, timed),
+                None => self.recorder.start(task.seq, plan, timed),
+            }
+        }
+    }
+
     fn retire(&mut self, task: Task) {
+        if let Some(plan) = task.recorded {
+            match task.work.key.verb.collective() {
+                Some(_) => self.recorder.end(task.seq, plan),
+                None => self.recorder.finish(task.seq, plan),
+            }
+        }
         if let Stage::Running { engine, scratch, .. } = task.stage {
             // The first of several runs on with its own; one is enough to keep.
             self.engine = engine;
@@ -394,6 +442,7 @@ impl Inner {
                 Err(e) => return Err(placed(e, task)),
             };
             let Some(prepared) = prepared else { return Ok(Step::Stuck) };
+            self.record(task, prepared.record, prepared.timed);
             let mut engine = std::mem::take(&mut self.engine);
             let scratch = vec![0; prepared.scratch];
             engine.start(&launch(&prepared, &task.work.buffers, task.seq, std::ptr::null_mut(), 0));
@@ -412,6 +461,7 @@ impl Inner {
             Progress::Done => Ok(Step::Over),
             Progress::Moved => {
                 task.watch = Watch::default();
+                self.recorder.moved();
                 Ok(Step::Moved)
             }
             Progress::Stuck if moved => Ok(Step::Moved),

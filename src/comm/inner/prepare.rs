@@ -11,10 +11,11 @@ use super::super::fabric::{Conn, Data};
 use super::super::words::Saying;
 use crate::exec::{BlockSpan, Bound, Tiling};
 use crate::memory::make_huge;
+use crate::record::{self, Shape};
 use crate::reduce::{self, Kernel};
 use crate::schedule::{self, Algorithm, Arg, ArgKind, Lane, Op, Program};
-use crate::transport::shm::{self, LINK_BYTES, ShmLink};
 use crate::transport::AnyLink;
+use crate::transport::shm::{self, LINK_BYTES, ShmLink};
 use crate::tune::{self, Choice};
 use crate::{Code, DataType, Error, RedOp, Result};
 
@@ -23,6 +24,8 @@ use super::{Inner, Stage, Task, WAYS_MAX};
 
 /// The port of sends and receives; schedules use those below.
 const POINT_PORT: u8 = 7;
+/// Calls from this size on are timed for the flight recorder.
+const TIMED_MIN: usize = 64 << 10;
 /// Prepared calls that are kept; beyond it all are forgotten (a job with ever new counts).
 const PREPARED_MAX: usize = 4096;
 /// Calls from this size on are worth 2 MiB pages under the slots (10-25 % at 1-4 MiB).
@@ -65,6 +68,9 @@ pub struct Prepared {
     pub(super) output: usize,
     pub(super) ref_safe: bool,
     pub(super) reply_safe: bool,
+    /// What the flight recorder knows of it, and whether it reads the clock.
+    pub(super) record: record::Plan,
+    pub(super) timed: bool,
     /// Fingerprint of everything but the call's number.
     pub(super) print: u32,
 }
@@ -75,6 +81,8 @@ pub struct Plan {
     pub(super) choice: Option<Choice>,
     pub(super) program: Arc<Program>,
     pub(super) longest: u32,
+    /// What the flight recorder knows of it.
+    pub(super) record: record::Plan,
 }
 
 fn named(config: &Config, c: schedule::Collective) -> Option<&'static Algorithm> {
@@ -160,7 +168,10 @@ impl Inner {
             return Ok(Some(self.prepared[i as usize].clone()));
         }
         if matches!(task.stage, Stage::Fresh) {
-            task.stage = Stage::Connecting(Box::new(self.think(&task.work)?));
+            let plan = self.think(&task.work)?;
+            // From here on it can be seen waiting.
+            self.record(task, plan.record, true);
+            task.stage = Stage::Connecting(Box::new(plan));
         }
         let Stage::Connecting(plan) = &task.stage else {
             return Err(Error::internal("a running task is prepared again"));
@@ -192,18 +203,32 @@ impl Inner {
         if key.verb.collective().is_none() {
             let route = RouteKey { verb: key.verb, root: key.root, algorithm: "", ways: 1 };
             let program = Arc::new(point_program(key.verb == Verb::Send, key.root));
-            return Ok(Plan { key: route, choice: None, program, longest: 1 });
+            let record = self.describe(work, "message", 1);
+            return Ok(Plan { key: route, choice: None, program, longest: 1, record });
         }
         let bytes = work.each.is_none().then(|| work.known_bytes(self.size()));
         let choice = self.choose(key, bytes)?;
         let (program, longest) = self.program(key, choice.algorithm)?;
-        let mut ways = choice.ways.min(WAYS_MAX);
-        if bytes.is_some() {
-            let block = key.count * key.dtype.size();
-            ways = ways.min(tune::tiles(block, program.chunks, longest, self.room(&choice)));
-        }
+        let block = key.count * key.dtype.size();
+        let tiles = tune::tiles(block, program.chunks, longest, self.room(&choice));
+        let most = if bytes.is_some() { tiles.min(WAYS_MAX) } else { WAYS_MAX };
+        let ways = choice.ways.min(most);
+        let record = self.describe(work, choice.algorithm.name, tiles);
         let route = RouteKey { verb: key.verb, root: key.root, algorithm: choice.algorithm.name, ways };
-        Ok(Plan { key: route, choice: Some(choice), program, longest })
+        Ok(Plan { key: route, choice: Some(choice), program, longest, record })
+    }
+
+    /// What a call is, for the flight recorder.
+    fn describe(&self, work: &Work, algorithm: &str, tiles: u32) -> record::Plan {
+        let collective = work.key.verb.collective();
+        self.recorder.plan(&Shape {
+            text: &work.text(),
+            algorithm,
+            tiles,
+            bytes: work.known_bytes(self.size()) as u64,
+            bus: collective.map_or(1.0, |c| c.bus_factor(self.size())),
+            collective: collective.is_some(),
+        })
     }
 
     /// Binds a program to links; `None` while some are missing.
@@ -401,6 +426,8 @@ impl Inner {
             images,
             scratch,
             output,
+            record: plan.record,
+            timed: work.known_bytes(n) >= TIMED_MIN,
             ref_safe: route.algorithm.is_none_or(|a| a.ref_safe),
             reply_safe: route.algorithm.is_none_or(|a| a.reply_safe),
             print: fnv(text.as_bytes()),

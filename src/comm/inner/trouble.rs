@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use super::super::fabric::Gone;
 use super::super::words::Saying;
 use crate::exec::Blocked;
+use crate::record;
 use crate::schedule::{self};
 use crate::transport::{Fault, Link};
 use crate::{Code, Error, Result};
 
+use super::prepare::Plan;
 use super::{Inner, Stage, Task, WAYS_MAX};
 
 /// Between looks at the clock, the words and the abort flag while nothing moves.
@@ -117,6 +119,7 @@ impl Inner {
     fn look(&mut self, task: &mut Task, now: Instant) -> Result<()> {
         let since = *task.watch.since.get_or_insert(now);
         let waited = now - since;
+        self.show(task, waited);
         if let Stage::Running { engine, .. } = &task.stage {
             if let Some(b) = engine.blocked().iter().find(|b| b.fault).copied() {
                 return self.fault(task, b, now);
@@ -126,6 +129,9 @@ impl Inner {
                 if let Some(gone) = self.gone(peer) {
                     // Its last messages came before that word, but maybe after the lanes were looked at.
                     if *task.watch.gone.get_or_insert(task.watch.passes) != task.watch.passes {
+                        if gone == Gone::Died {
+                            self.recorder.death(peer);
+                        }
                         return Err(lost(peer as usize, gone, position(task)));
                     }
                 }
@@ -157,13 +163,44 @@ impl Inner {
         Ok(())
     }
 
+    /// Shows the first of the calls that stand still to whoever looks from outside.
+    fn show(&self, task: &Task, waited: Duration) {
+        if task.work.key.verb.collective().is_none() && !self.queue.is_empty() {
+            return;
+        }
+        let (at, peers) = match &task.stage {
+            Stage::Running { engine, .. } => {
+                let peers = engine.blocked().iter().map(|b| self.owner[(b.link / WAYS_MAX) as usize]);
+                (engine.blocked().first().copied(), peers.collect())
+            }
+            Stage::Connecting(plan) => (None, self.missing(plan)),
+            Stage::Fresh => return,
+        };
+        self.recorder.stuck(&record::Position {
+            seq: task.seq,
+            lane: at.map_or(0, |b| b.lane as u32),
+            tile: at.map_or(0, |b| b.tile),
+            op: at.map_or(0, |b| b.op),
+            peers: &peers,
+            waited,
+            limit: Some(self.config.timeout),
+            text: &|| place(task),
+        });
+    }
+
+    /// Ranks that a plan needs links to that are not there.
+    fn missing(&self, plan: &Plan) -> Vec<u32> {
+        let mut peers: Vec<u32> = plan.program.lanes.iter().flat_map(|l| l.peers.clone()).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers.retain(|p| !self.ports.keys().any(|(r, _)| r == p));
+        peers
+    }
+
     /// The error of a task that never got its links.
     fn unmet(&self, task: &Task) -> Error {
         let Stage::Connecting(plan) = &task.stage else { return Error::internal("links were there") };
-        let mut peers: Vec<u32> = plan.program.lanes.iter().flat_map(|l| l.peers.clone()).collect();
-        peers.sort_unstable();
-        let peer = peers.into_iter().find(|p| !self.ports.keys().any(|(r, _)| r == p));
-        let peer = peer.unwrap_or(0);
+        let peer = self.missing(plan).first().copied().unwrap_or(0);
         let mut e = placed(self.fabric.late(self.members[peer as usize] as usize), task);
         if !e.hint.contains("GRACCL_TIMEOUT") {
             e.hint += "; GRACCL_TIMEOUT (seconds) sets the limit";
@@ -253,6 +290,9 @@ impl Inner {
             return Ok(());
         }
         calls.sort_by_key(|(_, ranks)| (ranks.len(), ranks[0]));
+        if let Some(&other) = calls.iter().flat_map(|(_, ranks)| ranks).find(|&&r| r != self.rank) {
+            self.recorder.mismatch(task.seq, other as u32);
+        }
         let parts: Vec<String> = calls
             .iter_mut()
             .map(|(text, ranks)| {
@@ -291,6 +331,7 @@ impl Inner {
         // Who is not connected may be waiting for us.
         super::super::progress::announce(&self.fabric, self.word(saying), &self.members);
         self.failed = Some(e.clone());
+        self.recorder.failed(e);
         for task in std::mem::take(&mut self.queue).into_iter().chain(std::mem::take(&mut self.side)) {
             self.finished.push((task.done, Err(e.clone())));
         }
@@ -323,18 +364,22 @@ pub(super) fn placed(mut e: Error, task: &Task) -> Error {
 
 /// What call a task is, and where in it.
 fn position(task: &Task) -> String {
-    let text = format!("call {}: {}", task.seq, task.work.text());
+    format!("call {}: {}, {}", task.seq, task.work.text(), place(task)).trim_end_matches(", ").into()
+}
+
+/// Where in its call a task is; empty if that says nothing.
+fn place(task: &Task) -> String {
     match &task.stage {
-        Stage::Fresh | Stage::Connecting(_) => text + ", connecting",
+        Stage::Fresh | Stage::Connecting(_) => "connecting".into(),
         Stage::Running { prepared, engine, .. } => {
-            let Some(b) = engine.blocked().first() else { return text };
+            let Some(b) = engine.blocked().first() else { return String::new() };
             let route = &prepared.route;
             let step = match route.program.lanes.get(b.lane) {
                 Some(lane) => schedule::describe(lane, b.op as usize),
                 None => String::new(),
             };
             let name = route.algorithm.map_or("message", |a| a.name);
-            format!("{text}, {name}, tile {} of {}, step {}: {step}", b.tile, prepared.tiling.tiles(), b.op)
+            format!("{name}, tile {} of {}, step {}: {step}", b.tile, prepared.tiling.tiles(), b.op)
         }
     }
 }
