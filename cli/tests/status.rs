@@ -271,6 +271,40 @@ fn a_stopped_rank() {
     assert_eq!(json["communicators"][0]["ranks"][1]["state"], "stopped");
 }
 
+/// No pretence: two ranks of `graccl perf`, one of them stopped in the middle of its calls.
+#[test]
+fn a_real_job_that_stands_still() {
+    let args = ["perf", "all_reduce", "--np", "2", "-b", "1M", "-e", "1M", "-n", "100000000"];
+    let child = Command::new(env!("CARGO_BIN_EXE_graccl"))
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _off = watch(&child);
+    let launcher = Rank(child);
+    let children = format!("/proc/{0}/task/{0}/children", launcher.pid());
+    let shown = |words: &str| {
+        for _ in 0..100 {
+            let pids = std::fs::read_to_string(&children).unwrap();
+            // An error as long as they have not begun.
+            let text: String =
+                pids.split_whitespace().map(|pid| out(&run(&["status", "--pid", pid]))).collect();
+            if text.contains(words) {
+                return (pids, text);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("`{words}` is never shown");
+    };
+    let (pids, _) = shown("all_reduce of 262144 float (sum)");
+    let stopped: i32 = pids.split_whitespace().last().unwrap().parse().unwrap();
+    assert_eq!(unsafe { libc::kill(stopped, libc::SIGSTOP) }, 0);
+    let (_, text) = shown(&format!("is stopped (process {stopped})"));
+    assert!(text.contains("waits for chunk"), "{text}");
+    assert_eq!(unsafe { libc::kill(stopped, libc::SIGKILL) }, 0);
+}
+
 #[test]
 fn a_killed_rank() {
     let id = 0x14000;
