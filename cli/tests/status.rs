@@ -284,24 +284,22 @@ fn a_real_job_that_stands_still() {
     let _off = watch(&child);
     let launcher = Rank(child);
     let children = format!("/proc/{0}/task/{0}/children", launcher.pid());
-    let shown = |words: &str| {
+    let shown = |words: &[&str]| {
+        let mut text = String::new();
         for _ in 0..100 {
-            let pids = std::fs::read_to_string(&children).unwrap();
-            // An error as long as they have not begun.
-            let text: String =
-                pids.split_whitespace().map(|pid| out(&run(&["status", "--pid", pid]))).collect();
-            if text.contains(words) {
-                return (pids, text);
+            text = out(&run(&["status"]));
+            if words.iter().all(|w| text.contains(w)) {
+                return;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        panic!("`{words}` is never shown");
+        panic!("{words:?} are never shown: {text}");
     };
-    let (pids, _) = shown("all_reduce of 262144 float (sum)");
+    shown(&["all_reduce of 262144 float (sum)"]);
+    let pids = std::fs::read_to_string(&children).unwrap();
     let stopped: i32 = pids.split_whitespace().last().unwrap().parse().unwrap();
     assert_eq!(unsafe { libc::kill(stopped, libc::SIGSTOP) }, 0);
-    let (_, text) = shown(&format!("is stopped (process {stopped})"));
-    assert!(text.contains("waits for chunk"), "{text}");
+    shown(&[&format!("is stopped (process {stopped})"), &format!("kill -CONT {stopped}"), "waits for chunk"]);
     assert_eq!(unsafe { libc::kill(stopped, libc::SIGKILL) }, 0);
 }
 
