@@ -319,7 +319,10 @@ impl Inner {
         if self.failed.is_some() {
             return;
         }
-        let saying = Saying::Abort { code: e.code as i32, text: format!("rank {} failed: {e}", self.rank) };
+        // What another rank told is passed on as it is.
+        let told = e.who.starts_with("told by");
+        let text = if told { e.what.clone() } else { format!("rank {} failed: {e}", self.rank) };
+        let saying = Saying::Abort { code: e.code as i32, text };
         self.tell(saying.clone());
         // Nothing may refer to the callers' buffers after their calls have returned.
         for l in &mut self.links {
