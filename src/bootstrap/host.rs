@@ -92,7 +92,8 @@ fn interfaces() -> Result<Vec<Interface>> {
     let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
     // SAFETY: `list` is a valid place for the result.
     if unsafe { libc::getifaddrs(&mut list) } != 0 {
-        return Err(Error::os("cannot list the network interfaces"));
+        let cause = std::io::Error::last_os_error();
+        return Err(super::service::no_socket("cannot list the network interfaces", &cause));
     }
     let mut found = Vec::new();
     let mut next = list;
