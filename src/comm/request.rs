@@ -73,8 +73,8 @@ pub struct Request {
 impl Request {
     /// Whether the call is over. Its error, if it failed.
     pub fn test(&self) -> Result<bool> {
-        if !self.done.over() {
-            // Where the progress thread gets no core, calls still progress.
+        if !self.done.over() && !self.shared.listed_hint.load(Ordering::Relaxed) {
+            // There is no progress thread. Where there is one the caller keeps its core for itself.
             drive::turn(&self.shared, None);
         }
         self.done.result().transpose().map(|r| r.is_some())
