@@ -62,11 +62,29 @@ fn copies(c: &mut Criterion) {
     g.finish();
 }
 
+fn conversions(c: &mut Criterion) {
+    let mut g = c.benchmark_group(format!("convert {}", reduce::level()));
+    for t in [DataType::F16, DataType::Bf16] {
+        for (name, to, from) in [("to", t, DataType::F32), ("from", DataType::F32, t)] {
+            for bytes in SIZES {
+                let (_bufs, p) = buffers(2, bytes);
+                let len = bytes / 4;
+                g.throughput(Throughput::Bytes(6 * len as u64));
+                g.bench_function(BenchmarkId::new(format!("{name} {}", t.name()), bytes), |b| {
+                    // SAFETY: both buffers have room for `len` elements of 4 bytes, and they are disjoint.
+                    b.iter(|| assert!(unsafe { reduce::convert(to, p[1], from, p[0], len) }))
+                });
+            }
+        }
+    }
+    g.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(std::time::Duration::from_millis(200))
         .measurement_time(std::time::Duration::from_millis(500));
-    targets = sums, copies
+    targets = sums, copies, conversions
 }
 criterion_main!(benches);

@@ -20,6 +20,7 @@ mod request;
 mod split;
 mod words;
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -634,6 +635,29 @@ impl Communicator {
             Phase::Failed(e) => Some(e.clone()),
             _ => None,
         }
+    }
+}
+
+/// The use of a communicator that somebody else owns, and ends. Calls fail after that.
+pub(crate) struct Loan(ManuallyDrop<Communicator>);
+
+impl Communicator {
+    pub(crate) fn lend(&self) -> Loan {
+        Loan(ManuallyDrop::new(Communicator { shared: self.shared.clone() }))
+    }
+}
+
+impl std::ops::Deref for Loan {
+    type Target = Communicator;
+    fn deref(&self) -> &Communicator {
+        &self.0
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        // SAFETY: the communicator is never dropped itself, so this takes its only field once.
+        drop(unsafe { std::ptr::read(&raw const self.0.shared) });
     }
 }
 

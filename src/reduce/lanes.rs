@@ -199,6 +199,37 @@ impl<B: Byte, R: Copy, const N: usize> Convert<R, 4> for Words<B, N> {
     }
 }
 
+/// How floats of 16 bits are made of f32 and become f32 again, in their order: in [`Words`] neighbours
+/// part, which does not matter where the same conversion puts them together again.
+pub(super) trait Pack {
+    /// # Safety
+    /// Buffers are valid for `len` elements and do not overlap; the CPU has the instructions.
+    unsafe fn narrow(dst: *mut u8, src: *const u8, len: usize);
+    /// # Safety
+    /// See [`narrow`](Pack::narrow).
+    unsafe fn widen(dst: *mut u8, src: *const u8, len: usize);
+}
+
+/// Element by element, of which the compiler makes vectors.
+impl<H: Half> Pack for H {
+    #[inline(always)]
+    unsafe fn narrow(dst: *mut u8, src: *const u8, len: usize) {
+        let (dst, src) = (dst.cast::<u16>(), src.cast::<f32>());
+        for i in 0..len {
+            // SAFETY: the caller's promise.
+            unsafe { dst.add(i).write_unaligned(H::round(src.add(i).read_unaligned()) as u16) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen(dst: *mut u8, src: *const u8, len: usize) {
+        let (dst, src) = (dst.cast::<f32>(), src.cast::<u16>());
+        for i in 0..len {
+            // SAFETY: the caller's promise.
+            unsafe { dst.add(i).write_unaligned(H::low(src.add(i).read_unaligned().into())) };
+        }
+    }
+}
+
 /// Arguments of a kernel, lengths and positions in bytes.
 pub(super) struct Args {
     pub dsts: *const *mut u8,

@@ -16,7 +16,7 @@ mod x86;
 
 use crate::types::{DataType, Factor, RedOp};
 use elem::{Bf16, E4m3, E5m2, F16, MAX, MIN, PROD, SUM};
-use lanes::{Args, Arr, Convert, Lanes, Small, Words, drive};
+use lanes::{Args, Arr, Convert, Lanes, Pack, Small, Words, drive};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256i, __m512i};
 use std::sync::OnceLock;
@@ -45,6 +45,9 @@ pub type Kernel = unsafe fn(
 /// A product: destination, source, length in elements, factor. See [`scale`].
 type Scale = unsafe fn(*mut u8, *const u8, usize, Factor);
 
+/// A conversion: destination, source, length in elements. See [`convert`].
+type Conversion = unsafe fn(*mut u8, *const u8, usize);
+
 /// The functions of one type.
 struct Row {
     /// By operation.
@@ -59,6 +62,8 @@ struct Level {
     name: &'static str,
     /// By [`DataType`].
     rows: [Row; 12],
+    /// From f32 to f16 and back, and to bf16 and back.
+    conversions: [Conversion; 4],
 }
 
 /// The fold of the lanes `L`, to be inlined where an instruction set is enabled.
@@ -137,6 +142,19 @@ macro_rules! isa {
                 // SAFETY: the contract of `super::scale`; the table is chosen as for `kernel`.
                 unsafe { lanes::scale::<L>(dst, src, len * L::SIZE, factor) }
             }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn narrow<C: Pack>(dst: *mut u8, src: *const u8, len: usize) {
+                // SAFETY: the contract of `super::convert`; the table is chosen as for `kernel`.
+                unsafe { C::narrow(dst, src, len) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen<C: Pack>(dst: *mut u8, src: *const u8, len: usize) {
+                // SAFETY: as `narrow`.
+                unsafe { C::widen(dst, src, len) }
+            }
+            pub const fn conversions<F: Pack, B: Pack>() -> [Conversion; 4] {
+                [narrow::<F>, widen::<F>, narrow::<B>, widen::<B>]
+            }
             pub const fn row<L: Lanes>() -> Row {
                 Row {
                     fold: [kernel::<L, SUM>, kernel::<L, PROD>, kernel::<L, MAX>, kernel::<L, MIN>],
@@ -190,6 +208,7 @@ static SCALAR: Level = Level {
         scalar::byte::<Words<E4m3, 4>>(),
         scalar::byte::<Words<E5m2, 4>>(),
     ),
+    conversions: scalar::conversions::<F16, Bf16>(),
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -203,6 +222,7 @@ static AVX2: Level = Level {
         avx2::byte::<x86::ByteAvx2<E4m3>>(),
         avx2::byte::<x86::ByteAvx2<E5m2>>(),
     ),
+    conversions: avx2::conversions::<x86::F16cPack<8>, Bf16>(),
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -216,6 +236,7 @@ static AVX512: Level = Level {
         avx512::byte::<Words<E4m3, 16>>(),
         avx512::byte::<Words<E5m2, 16>>(),
     ),
+    conversions: avx512::conversions::<x86::F16cPack<16>, Bf16>(),
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -231,6 +252,7 @@ static AVX512_BF16: Level = Level {
         avx512vbmi::byte::<x86::Vbmi<E4m3>>(),
         avx512vbmi::byte::<x86::Vbmi<E5m2>>(),
     ),
+    conversions: avx512::conversions::<x86::F16cPack<16>, Bf16>(),
 };
 
 /// The levels that this CPU has, best first.
@@ -299,6 +321,24 @@ pub fn kernel_pairs(dtype: DataType, op: RedOp) -> Kernel {
 pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, len: usize, factor: Factor) {
     // SAFETY: the caller's promises; the table is of this CPU.
     unsafe { (chosen().rows[dtype as usize].scale)(dst, src, len, factor) }
+}
+
+/// Converts `len` elements of f32 to f16 or bf16, rounded to nearest even, or such elements to f32:
+/// whether there is such a conversion. The rest of the library needs no other.
+///
+/// # Safety
+/// `dst` and `src` are valid for `len` elements of their types and do not overlap. No alignment is needed.
+pub unsafe fn convert(to: DataType, dst: *mut u8, from: DataType, src: *const u8, len: usize) -> bool {
+    let which = match (from, to) {
+        (DataType::F32, DataType::F16) => 0,
+        (DataType::F16, DataType::F32) => 1,
+        (DataType::F32, DataType::Bf16) => 2,
+        (DataType::Bf16, DataType::F32) => 3,
+        _ => return false,
+    };
+    // SAFETY: the caller's promises; the table is of this CPU.
+    unsafe { (chosen().conversions[which])(dst, src, len) };
+    true
 }
 
 /// Name of the instruction set in use: "avx512", "avx2" or "scalar" (the target's baseline: SSE2 on

@@ -556,3 +556,45 @@ fn products_with_a_factor() {
     assert_eq!(x, [3.0, -4.0]);
     assert!(Factor::Int(1).fits(DataType::F8E5M2).is_err() && Factor::Float(1.0).fits(DataType::U8).is_err());
 }
+
+#[test]
+fn conversions_round_as_the_kernels_do() {
+    let mut rng = Rng(77);
+    for level in levels() {
+        for (t, to, from) in [(DataType::F16, 0, 1), (DataType::Bf16, 2, 3)] {
+            for len in [1, 7, 16, 33, 1000] {
+                // One more than is touched, and off any alignment.
+                let mut wide = vec![0u8; 4 * len + 5];
+                for i in 0..len {
+                    let v = random(DataType::F32, &mut rng) as u32;
+                    wide[1 + 4 * i..][..4].copy_from_slice(&v.to_le_bytes());
+                }
+                let mut small = vec![0xa5u8; 2 * len + 3];
+                let mut back = vec![0xa5u8; 4 * len + 5];
+                // SAFETY: the buffers have `len` elements behind their first byte.
+                unsafe {
+                    (level.conversions[to])(small.as_mut_ptr().add(1), wide.as_ptr().add(1), len);
+                    (level.conversions[from])(back.as_mut_ptr().add(1), small.as_ptr().add(1), len);
+                }
+                assert_eq!(
+                    (small[0], small[2 * len + 1], back[0], back[4 * len + 1]),
+                    (0xa5, 0xa5, 0xa5, 0xa5)
+                );
+                for i in 0..len {
+                    let x = f32::from_bits(get(DataType::F32, &wide[1..], i) as u32);
+                    let (y, z) = (get(t, &small[1..], i), get(DataType::F32, &back[1..], i) as u32);
+                    if x.is_nan() {
+                        assert!(is_nan(t, y) && f32::from_bits(z).is_nan(), "{t:?} {x} {y:#x}");
+                    } else {
+                        assert_eq!(y, encode(x.into(), format(t).unwrap()), "{} {t:?} {x}", level.name);
+                        assert_eq!(
+                            f64::from(f32::from_bits(z)),
+                            decode(y, format(t).unwrap()),
+                            "{t:?} {y:#x}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Conversions of small floats by x86 instructions.
 
-use super::elem::{Bf16, Byte};
-use super::lanes::{Convert, Words};
+use super::elem::{Bf16, Byte, F16};
+use super::lanes::{Convert, Pack, Words};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -44,6 +44,46 @@ impl Convert<__m512i, 2> for F16c {
             let low = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_castsi512_ps(acc[0]));
             let high = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_castsi512_ps(acc[1]));
             _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
+    }
+}
+
+/// Half precision by F16C in order, `N` at a time: 8, or 16 with AVX-512.
+pub(super) struct F16cPack<const N: usize>;
+
+impl<const N: usize> Pack for F16cPack<N> {
+    #[inline(always)]
+    unsafe fn narrow(dst: *mut u8, src: *const u8, len: usize) {
+        let whole = len - len % N;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for i in (0..whole).step_by(N) {
+                let (to, from) = (dst.add(2 * i), src.add(4 * i));
+                if N == 16 {
+                    let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(from.cast()));
+                    _mm256_storeu_si256(to.cast(), half);
+                } else {
+                    let half = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(from.cast()));
+                    _mm_storeu_si128(to.cast(), half);
+                }
+            }
+            <F16 as Pack>::narrow(dst.add(2 * whole), src.add(4 * whole), len - whole)
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen(dst: *mut u8, src: *const u8, len: usize) {
+        let whole = len - len % N;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for i in (0..whole).step_by(N) {
+                let (to, from) = (dst.add(4 * i), src.add(2 * i));
+                if N == 16 {
+                    _mm512_storeu_ps(to.cast(), _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())));
+                } else {
+                    _mm256_storeu_ps(to.cast(), _mm256_cvtph_ps(_mm_loadu_si128(from.cast())));
+                }
+            }
+            <F16 as Pack>::widen(dst.add(4 * whole), src.add(2 * whole), len - whole)
         }
     }
 }
