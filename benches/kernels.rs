@@ -2,6 +2,7 @@
 //! `GRACCL_SIMD` chooses the instruction set.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use graccl::reduce::Wire;
 use graccl::{DataType, RedOp, reduce};
 
 const TYPES: [DataType; 6] =
@@ -63,18 +64,23 @@ fn copies(c: &mut Criterion) {
 }
 
 fn conversions(c: &mut Criterion) {
-    let mut g = c.benchmark_group(format!("convert {}", reduce::level()));
-    for t in [DataType::F16, DataType::Bf16] {
-        for (name, to, from) in [("to", t, DataType::F32), ("from", DataType::F32, t)] {
-            for bytes in SIZES {
-                let (_bufs, p) = buffers(2, bytes);
-                let len = bytes / 4;
-                g.throughput(Throughput::Bytes(6 * len as u64));
-                g.bench_function(BenchmarkId::new(format!("{name} {}", t.name()), bytes), |b| {
-                    // SAFETY: both buffers have room for `len` elements of 4 bytes, and they are disjoint.
-                    b.iter(|| assert!(unsafe { reduce::convert(to, p[1], from, p[0], len) }))
+    let mut g = c.benchmark_group(format!("wire {}", reduce::level()));
+    for wire in Wire::ALL {
+        for bytes in SIZES {
+            let (_bufs, p) = buffers(3, bytes);
+            let len = bytes / 4;
+            g.throughput(Throughput::Bytes(bytes as u64));
+            for (name, residual) in [("encode", None), ("encode with residual", Some(p[2].cast()))] {
+                let name = format!("{name} {}", wire.name());
+                g.bench_function(BenchmarkId::new(name, bytes), |b| {
+                    // SAFETY: all buffers have room for `len` elements of 4 bytes, and they are disjoint.
+                    b.iter(|| unsafe { wire.encode(p[1], p[0].cast(), len, residual) })
                 });
             }
+            g.bench_function(BenchmarkId::new(format!("decode {}", wire.name()), bytes), |b| {
+                // SAFETY: as above.
+                b.iter(|| unsafe { wire.decode(p[0].cast(), p[1], len) })
+            });
         }
     }
     g.finish();

@@ -11,8 +11,11 @@ mod lanes;
 mod pairs;
 #[cfg(test)]
 mod tests;
+mod wire;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub use wire::Wire;
 
 use crate::types::{DataType, Factor, RedOp};
 use elem::{Bf16, E4m3, E5m2, F16, MAX, MIN, PROD, SUM};
@@ -45,7 +48,7 @@ pub type Kernel = unsafe fn(
 /// A product: destination, source, length in elements, factor. See [`scale`].
 type Scale = unsafe fn(*mut u8, *const u8, usize, Factor);
 
-/// A conversion: destination, source, length in elements. See [`convert`].
+/// A conversion: destination, source, length in elements. See [`Wire`].
 type Conversion = unsafe fn(*mut u8, *const u8, usize);
 
 /// The functions of one type.
@@ -62,8 +65,8 @@ struct Level {
     name: &'static str,
     /// By [`DataType`].
     rows: [Row; 12],
-    /// From f32 to f16 and back, and to bf16 and back.
-    conversions: [Conversion; 4],
+    /// From f32 to f16 and back, to bf16 and back, to blocks of int8 and back: see [`Wire`].
+    conversions: [Conversion; 6],
 }
 
 /// The fold of the lanes `L`, to be inlined where an instruction set is enabled.
@@ -96,6 +99,7 @@ unsafe fn spread<L: Lanes>(a: &Args) {
 /// A module that compiles kernels for one instruction set: `$bytes` to a register `$reg`.
 macro_rules! isa {
     ($name:ident, $bytes:literal, $reg:ty $(, $feature:literal)?) => {
+        #[allow(dead_code)] // Some modules are for one type only.
         mod $name {
             use super::*;
 
@@ -144,7 +148,7 @@ macro_rules! isa {
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn narrow<C: Pack>(dst: *mut u8, src: *const u8, len: usize) {
-                // SAFETY: the contract of `super::convert`; the table is chosen as for `kernel`.
+                // SAFETY: the contract of `Wire::encode`; the table is chosen as for `kernel`.
                 unsafe { C::narrow(dst, src, len) }
             }
             $(#[target_feature(enable = $feature)])?
@@ -152,8 +156,18 @@ macro_rules! isa {
                 // SAFETY: as `narrow`.
                 unsafe { C::widen(dst, src, len) }
             }
-            pub const fn conversions<F: Pack, B: Pack>() -> [Conversion; 4] {
-                [narrow::<F>, widen::<F>, narrow::<B>, widen::<B>]
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn narrow8(dst: *mut u8, src: *const u8, len: usize) {
+                // SAFETY: the contract of `Wire::encode`; the table is chosen as for `kernel`.
+                unsafe { wire::narrow8(dst, src, len) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn widen8(dst: *mut u8, src: *const u8, len: usize) {
+                // SAFETY: the contract of `Wire::decode`; the table is chosen as for `kernel`.
+                unsafe { wire::widen8(dst, src, len) }
+            }
+            pub const fn conversions<F: Pack, B: Pack>() -> [Conversion; 6] {
+                [narrow::<F>, widen::<F>, narrow::<B>, widen::<B>, narrow8, widen8]
             }
             pub const fn row<L: Lanes>() -> Row {
                 Row {
@@ -162,15 +176,12 @@ macro_rules! isa {
                     scale: scale::<L>,
                 }
             }
-            #[allow(dead_code)] // Some modules are for one type only.
             pub const fn half<C: Convert<$reg, 2>>() -> Row {
                 row::<Small<C, $reg, { $bytes / 4 }, 2>>()
             }
-            #[allow(dead_code)]
             pub const fn byte<C: Convert<$reg, 4>>() -> Row {
                 row::<Small<C, $reg, { $bytes / 4 }, 4>>()
             }
-            #[allow(dead_code)]
             pub const fn rows(f16: Row, bf16: Row, e4m3: Row, e5m2: Row) -> [Row; 12] {
                 [
                     row::<Arr<i8, $reg, $bytes>>(),
@@ -321,24 +332,6 @@ pub fn kernel_pairs(dtype: DataType, op: RedOp) -> Kernel {
 pub unsafe fn scale(dtype: DataType, dst: *mut u8, src: *const u8, len: usize, factor: Factor) {
     // SAFETY: the caller's promises; the table is of this CPU.
     unsafe { (chosen().rows[dtype as usize].scale)(dst, src, len, factor) }
-}
-
-/// Converts `len` elements of f32 to f16 or bf16, rounded to nearest even, or such elements to f32:
-/// whether there is such a conversion. The rest of the library needs no other.
-///
-/// # Safety
-/// `dst` and `src` are valid for `len` elements of their types and do not overlap. No alignment is needed.
-pub unsafe fn convert(to: DataType, dst: *mut u8, from: DataType, src: *const u8, len: usize) -> bool {
-    let which = match (from, to) {
-        (DataType::F32, DataType::F16) => 0,
-        (DataType::F16, DataType::F32) => 1,
-        (DataType::F32, DataType::Bf16) => 2,
-        (DataType::Bf16, DataType::F32) => 3,
-        _ => return false,
-    };
-    // SAFETY: the caller's promises; the table is of this CPU.
-    unsafe { (chosen().conversions[which])(dst, src, len) };
-    true
 }
 
 /// Name of the instruction set in use: "avx512", "avx2" or "scalar" (the target's baseline: SSE2 on
