@@ -3,6 +3,7 @@
 mod world;
 
 use graccl::Collective::{AllReduce, AllToAll};
+use graccl::reduce::Wire;
 use graccl::schedule::{Algorithm, Groups, algorithms, algorithms_of, groupings, live_at};
 use graccl::transport::virtual_time::Options;
 use graccl::{DataType, RedOp};
@@ -93,6 +94,8 @@ fn random_call(r: &mut Random, schedule: Schedule, n: usize, o: &Options) -> Cal
         rough: r.below(4) == 0,
         shift: if r.flip() { 0 } else { r.below(64) as usize },
         shuffled: r.flip(),
+        pack: None,
+        residual: false,
         leave: r.flip().then(|| 1 + r.below(5) as u32),
     }
 }
@@ -181,6 +184,27 @@ fn shared_memory_in_one_thread() {
             }
         }
         case.shm = true;
+        must_finish(&case);
+    }
+}
+
+/// Messages between hosts in forms that round: the same bits everywhere, errors within the bounds.
+#[test]
+fn packed_messages_round_alike_everywhere() {
+    let packing: Vec<Schedule> = all().into_iter().filter(|s| s.packs).collect();
+    assert!(packing.len() >= 2);
+    for seed in 3_000_000..3_000_000 + times(1500) {
+        let mut r = Random(!seed);
+        let schedule = *r.pick(&packing);
+        let n = 1 + r.below(if seed % 8 == 0 { 24 } else { 6 }) as usize;
+        let groups = groups_for(&schedule, n);
+        let mut case = random_case(seed, schedule, r.pick(&groups));
+        case.calls.truncate(1);
+        let call = &mut case.calls[0];
+        call.pack = Some(*r.pick(&Wire::ALL));
+        call.residual = r.flip();
+        (call.dtype, call.rough) = (DataType::F32, true);
+        call.op = if r.flip() { RedOp::Sum } else { RedOp::Avg };
         must_finish(&case);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::reduce::Wire;
 use crate::schedule::Collective;
 use crate::{DataType, Error, RedOp, Reduction, Result};
 
@@ -20,6 +21,12 @@ pub struct Call {
     pub dtype: DataType,
     /// For collectives that do not reduce: `RedOp::Sum`.
     pub op: Reduction,
+    /// Messages between hosts are in this form: for sums and averages of f32 by all_reduce. All ranks get
+    /// the same bits. Within a host nothing changes, so without several hosts it does nothing.
+    pub wire: Option<Wire>,
+    /// As many f32 as the buffers have: what packing an element lost, for the next call, which makes up for
+    /// it. Zero at first, and again when ranks or hosts change. Null: it is lost.
+    pub residual: *mut f32,
 }
 
 /// Elements of the blocks of a call. Which blocks there are: [`Collective`].
@@ -52,7 +59,14 @@ impl Call {
         dtype: DataType,
         op: impl Into<Reduction>,
     ) -> Call {
-        Call { collective, root: 0, send, recv, counts: Counts::Even(count), dtype, op: op.into() }
+        let counts = Counts::Even(count);
+        let residual = std::ptr::null_mut();
+        Call { collective, root: 0, send, recv, counts, dtype, op: op.into(), wire: None, residual }
+    }
+
+    /// The same with messages between hosts in another form.
+    pub fn packed(self, wire: Wire, residual: *mut f32) -> Call {
+        Call { wire: Some(wire), residual, ..self }
     }
 
     /// The same with another root.
@@ -133,6 +147,7 @@ pub(super) struct Key {
     pub count: usize,
     pub dtype: DataType,
     pub op: RedOp,
+    pub wire: Option<Wire>,
 }
 
 /// Entries of the table that finds a prepared call without hashing.
@@ -144,30 +159,36 @@ impl Key {
     #[inline]
     pub fn of(call: &Call, n: usize) -> Option<Key> {
         match call.counts {
-            Counts::Even(count) if call.op.factor.is_none() && call.root < n => Some(Key {
-                verb: Verb::Do(call.collective),
-                root: call.root as u32,
-                count,
-                dtype: call.dtype,
-                op: call.op.op,
-            }),
+            Counts::Even(count) if call.op.factor.is_none() && call.root < n && call.wire.is_none() => {
+                Some(Key {
+                    verb: Verb::Do(call.collective),
+                    root: call.root as u32,
+                    count,
+                    dtype: call.dtype,
+                    op: call.op.op,
+                    wire: None,
+                })
+            }
             _ => None,
         }
     }
 
     pub fn barrier() -> Key {
-        Key { verb: Verb::Barrier, root: 0, count: 0, dtype: DataType::U8, op: RedOp::Max }
+        Key { verb: Verb::Barrier, root: 0, count: 0, dtype: DataType::U8, op: RedOp::Max, wire: None }
     }
 
     /// For people and for comparing calls: the same text on all ranks that agree.
     pub fn text(&self) -> String {
-        let Key { verb, root, count, dtype, op } = self;
+        let Key { verb, root, count, dtype, op, wire } = self;
         let mut text = match verb {
             Verb::Barrier => return "barrier".into(),
             _ => format!("{} of {count} {}", verb.name(), dtype.name()),
         };
         if verb.collective().is_some_and(Collective::reduces) {
             text += &format!(" ({})", op.name());
+        }
+        if let Some(wire) = wire {
+            text += &format!(" as {} between hosts", wire.name());
         }
         match verb {
             Verb::Do(Collective::Broadcast | Collective::Scatter) | Verb::Recv => {
@@ -198,10 +219,17 @@ pub(super) struct Buffers {
     pub recv: *mut u8,
     /// The input is where the output goes, or there is no input.
     pub in_place: bool,
+    /// See [`Call::residual`].
+    pub residual: *mut f32,
 }
 
 impl Buffers {
-    pub const NONE: Buffers = Buffers { send: std::ptr::null(), recv: std::ptr::null_mut(), in_place: true };
+    pub const NONE: Buffers = Buffers {
+        send: std::ptr::null(),
+        recv: std::ptr::null_mut(),
+        in_place: true,
+        residual: std::ptr::null_mut(),
+    };
 }
 
 /// What the buffers of a call with even counts must be like on one rank. Kept with what is prepared of a
@@ -240,7 +268,7 @@ impl Fit {
         };
         let null = (self.sent != 0 && send.is_null()) || (self.got != 0 && recv.is_null());
         let apart = in_place || !overlap((send as usize, self.sent), (recv as usize, self.got));
-        (!null && apart).then_some(Buffers { send, recv, in_place })
+        (!null && apart).then_some(Buffers { send, recv, in_place, ..Buffers::NONE })
     }
 }
 
@@ -269,6 +297,9 @@ impl Work {
     pub fn of(call: &Call, rank: usize, n: usize) -> Result<Work> {
         let Counts::Even(count) = call.counts else { return Work::uneven(call, rank, n) };
         let c = call.collective;
+        if let Some(wire) = call.wire {
+            check_wire(call, wire)?;
+        }
         if call.root >= n || (c.reduces() && (call.op.factor.is_some() || call.op.op == RedOp::Avg)) {
             check_operation(call, n)?;
         }
@@ -289,8 +320,10 @@ impl Work {
             count,
             dtype: call.dtype,
             op: if c.reduces() { call.op.op } else { RedOp::Sum },
+            wire: call.wire,
         };
         let factor = if c.reduces() { call.op.factor } else { None };
+        let buffers = Buffers { residual: call.residual, ..buffers };
         Ok(Work { key, buffers, each: None, factor })
     }
 
@@ -301,6 +334,9 @@ impl Work {
         };
         let c = call.collective;
         check_operation(call, n)?;
+        if let Some(wire) = call.wire {
+            check_wire(call, wire)?;
+        }
         use Collective::*;
         if !matches!(c, ReduceScatter | AllGather | Gather | Scatter | AllToAll) {
             return Err(Error::argument(format!("{} has no form with uneven counts", c.name())));
@@ -375,10 +411,11 @@ impl Work {
             count: known,
             dtype: call.dtype,
             op: if c.reduces() { call.op.op } else { RedOp::Sum },
+            wire: None,
         };
         let each = Some(Each { send: send.clone(), recv: recv.clone() });
         let factor = if c.reduces() { call.op.factor } else { None };
-        let buffers = Buffers { send: call.send, recv: call.recv, in_place };
+        let buffers = Buffers { send: call.send, recv: call.recv, in_place, ..Buffers::NONE };
         Ok(Work { key, buffers, each, factor })
     }
 
@@ -392,7 +429,7 @@ impl Work {
         rank: usize,
         n: usize,
     ) -> Result<Work> {
-        let key = Key { verb, root: peer as u32, count, dtype, op: RedOp::Sum };
+        let key = Key { verb, root: peer as u32, count, dtype, op: RedOp::Sum, wire: None };
         let who = || key.text();
         if peer >= n {
             return Err(Error::argument(format!("there is no rank {peer}"))
@@ -413,7 +450,7 @@ impl Work {
         if count > 0 && buffer.is_null() {
             return Err(Error::argument("the buffer is null").who(who()).hint("only a count of 0 allows it"));
         }
-        let buffers = Buffers { send: buffer, recv: buffer, in_place: false };
+        let buffers = Buffers { send: buffer, recv: buffer, in_place: false, ..Buffers::NONE };
         Ok(Work { key, buffers, each: None, factor: None })
     }
 
@@ -479,6 +516,18 @@ fn check_operation(call: &Call, n: usize) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+#[cold]
+fn check_wire(call: &Call, wire: Wire) -> Result<()> {
+    let sums = matches!(call.op.op, RedOp::Sum | RedOp::Avg);
+    let even = matches!(call.counts, Counts::Even(_));
+    if call.collective == Collective::AllReduce && call.dtype == DataType::F32 && sums && even {
+        return Ok(());
+    }
+    Err(Error::argument(format!("messages of this call cannot be packed as {}", wire.name()))
+        .who(name(call))
+        .hint("only sums and averages of float by all_reduce can"))
 }
 
 #[cold]

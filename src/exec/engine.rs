@@ -1,10 +1,10 @@
 //! The engine: walks a bound program.
 
-use super::bind::{BoundArg, BoundLane, BoundOp, Form, Lend};
+use super::bind::{BoundArg, BoundLane, BoundOp, Form, Lend, pack_stride};
 use super::tiling::Place;
 use super::{Bound, Tiling};
 use crate::Result;
-use crate::reduce::{self, Kernel};
+use crate::reduce::{self, Kernel, Wire};
 use crate::schedule::ArgKind;
 use crate::transport::{AnyLink, Link, Recv};
 
@@ -34,6 +34,19 @@ pub struct Launch<'a> {
     /// memory, and writes its reply there), and through other links (only this process reads it).
     pub by_ref_shm: bool,
     pub by_ref_other: bool,
+    /// For programs that were bound so.
+    pub pack: Option<Pack>,
+}
+
+/// How a launch packs f32 for a slow network. What an op completes is rounded there and then, so that who
+/// gets it packed and who gets it plain have the same bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Pack {
+    pub wire: Wire,
+    /// Working memory of [`Bound::pack_bytes`], aligned to 64 bytes.
+    pub work: *mut u8,
+    /// As long as the output: what packing an element lost, for the next launch. Null: nothing is kept.
+    pub residual: *mut f32,
 }
 
 impl Launch<'_> {
@@ -433,6 +446,8 @@ impl Operands {
             }
             // SAFETY: the caller's promise.
             Form::General => unsafe { self.general(l, links, args, op, way, len, &local, stream) },
+            // SAFETY: the caller's promise.
+            Form::Packed => unsafe { self.packed(l, links, args, op, way, (place, from, len), &local) },
         }
     }
 
@@ -522,6 +537,88 @@ impl Operands {
                 Some(p) => unsafe { link.send_ref(p, len, l.fp) },
                 None => link.commit(len, l.fp),
             }
+        }
+        Step::Fired
+    }
+
+    /// An op that has to do with wire forms: unpacks, folds, packs, in working memory that stays in the
+    /// caches. Nothing goes by reference.
+    ///
+    /// # Safety
+    /// As for `run`.
+    #[allow(clippy::too_many_arguments)]
+    #[cold]
+    unsafe fn packed(
+        &mut self,
+        l: &Launch,
+        links: &mut [AnyLink],
+        args: &[BoundArg],
+        op: &BoundOp,
+        way: u32,
+        (place, from, len): (&Place, usize, usize),
+        local: &impl Fn(&BoundArg) -> *mut u8,
+    ) -> Step {
+        let pack = l.pack.expect("a launch of a program that packs");
+        let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
+        let (srcs, rest) = args.split_at(nsrc);
+        let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
+        let (count, short) = (len / l.esize, pack.wire.bytes(len / l.esize));
+        let bytes = |a: &BoundArg| if a.packed { short } else { len };
+        for (i, a) in srcs.iter().enumerate() {
+            self.srcs[i] = if a.kind == ArgKind::Recv {
+                let n = a.link + way;
+                match links[n as usize].recv(bytes(a), l.fp) {
+                    Recv::Ready(p) => p,
+                    Recv::Pending => return Step::Wait(n),
+                    Recv::Fault => return Step::Fault(n),
+                }
+            } else {
+                local(a)
+            };
+        }
+        for (i, a) in locals.iter().enumerate() {
+            self.dsts[i] = local(a);
+        }
+        for (i, a) in sends.iter().enumerate() {
+            let n = a.link + way;
+            let Some(slot) = links[n as usize].send_slot(bytes(a)) else {
+                return wait(&links[n as usize], n);
+            };
+            self.dsts[nlocal + i] = slot;
+        }
+        let work = |i: usize| pack.work.wrapping_add(i * pack_stride(len));
+        // SAFETY: operands have the bytes of the op, working memory has room for all sources and two more, and
+        // no two of them overlap but a source and a destination that are the same.
+        unsafe {
+            for (i, _) in srcs.iter().enumerate().filter(|(_, a)| a.packed) {
+                pack.wire.decode(work(i).cast(), self.srcs[i], count);
+                self.srcs[i] = work(i);
+            }
+            let value = work(nsrc);
+            let ranks = if op.complete { l.divide } else { 1 };
+            (l.kernel)(&value, 1, self.srcs.as_ptr(), nsrc, count, ranks, false);
+            let first = sends.iter().position(|a| a.packed).map(|i| self.dsts[nlocal + i]);
+            let form = first.unwrap_or(work(nsrc + 1));
+            if first.is_some() || op.complete {
+                let at = place.output.wrapping_add(from) / l.esize;
+                let residual = (!pack.residual.is_null()).then(|| pack.residual.wrapping_add(at));
+                pack.wire.encode(form, value.cast(), count, residual);
+            }
+            if op.complete {
+                pack.wire.decode(value.cast(), form, count);
+            }
+            for (a, &to) in locals.iter().chain(sends).zip(&self.dsts[..nlocal + nsend]) {
+                let what = if a.packed { form } else { value };
+                if !std::ptr::eq(what, to) {
+                    std::ptr::copy_nonoverlapping(what, to, bytes(a));
+                }
+            }
+        }
+        for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
+            links[(a.link + way) as usize].release();
+        }
+        for a in sends {
+            links[(a.link + way) as usize].commit(bytes(a), l.fp);
         }
         Step::Fired
     }

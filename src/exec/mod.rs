@@ -11,6 +11,6 @@ mod tiling;
 #[cfg(test)]
 mod tiling_tests;
 
-pub use bind::Bound;
-pub use engine::{Blocked, Engine, Idle, Launch, Pause, Progress, Ran};
+pub use bind::{Bound, Packs};
+pub use engine::{Blocked, Engine, Idle, Launch, Pack, Pause, Progress, Ran};
 pub use tiling::{BlockSpan, Tiling};

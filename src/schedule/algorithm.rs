@@ -100,6 +100,10 @@ pub struct Algorithm {
     /// that message right into the memory that it read the received one from (`Out`, or `In` in
     /// place, of a block that it gets), or, where it was a copy, over that copy.
     pub reply_safe: bool,
+    /// Messages between hosts may be in a form that rounds: whatever the groups, a contribution is packed
+    /// once before its sum is complete, and each sum is completed by one rank, which rounds it for all.
+    /// Proved with the rest.
+    pub packs: bool,
     /// Chunks of a block.
     chunks: fn(&Groups) -> u32,
     /// Called for two ranks and more. The number is the root.
@@ -160,6 +164,7 @@ const COMMON: Algorithm = Algorithm {
     hierarchical: false,
     ref_safe: true,
     reply_safe: true,
+    packs: false,
     chunks: |_| 1,
     build: |_, _, _| {},
 };
@@ -176,7 +181,7 @@ fn from_root(b: &mut Builder, root: usize, stage: impl FnOnce(&mut Builder)) {
     b.on(&members, true, stage);
 }
 
-static ALGORITHMS: [Algorithm; 34] = [
+static ALGORITHMS: [Algorithm; 35] = [
     Algorithm {
         collective: Collective::AllReduce,
         name: "one_shot",
@@ -191,6 +196,7 @@ static ALGORITHMS: [Algorithm; 34] = [
         name: "direct",
         about: "reduce_scatter and allgather between all pairs: two hops, least traffic, n messages",
         min_depth: 2,
+        packs: true,
         chunks: |g| g.n() as u32,
         build: |b, _, _| {
             each(b, |b| {
@@ -248,6 +254,17 @@ static ALGORITHMS: [Algorithm; 34] = [
         hierarchical: true,
         chunks: compose::hier_2d_chunks,
         build: |b, g, _| compose::hier_2d(b, g),
+        ..COMMON
+    },
+    Algorithm {
+        collective: Collective::AllReduce,
+        name: "hier_direct",
+        about: "as hier_2d, but hosts send directly to each other: fewer hops, and a message for each host",
+        min_depth: 2,
+        hierarchical: true,
+        packs: true,
+        chunks: compose::hier_2d_chunks,
+        build: |b, g, _| compose::hier_direct(b, g),
         ..COMMON
     },
     Algorithm {

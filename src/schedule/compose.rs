@@ -16,7 +16,8 @@
 //!
 //! `hier_2d` sends across groups what a ring of groups would, spread over all members. There are as
 //! many rails as the smallest group has members; the members of a larger group beyond these own no
-//! part, and hand theirs to those that do. `hier_leader` has one connection in and out of a group.
+//! part, and hand theirs to those that do. In `hier_direct` the groups are no ring, but send directly to
+//! each other. `hier_leader` has one connection in and out of a group.
 //!
 //! With one block for each rank there is nothing to cut, and every value crosses to another group once:
 //!
@@ -57,6 +58,21 @@ pub fn hier_2d_chunks(groups: &Groups) -> u32 {
 }
 
 pub fn hier_2d(b: &mut Builder, groups: &Groups) {
+    two_levels(b, groups, |b| {
+        reduce_scatter(b);
+        allgather(b);
+    });
+}
+
+/// However many groups there are, every value crosses twice: to where it is summed, and back.
+pub fn hier_direct(b: &mut Builder, groups: &Groups) {
+    two_levels(b, groups, |b| {
+        direct::reduce_scatter(b);
+        direct::allgather(b);
+    });
+}
+
+fn two_levels(b: &mut Builder, groups: &Groups, across: impl Fn(&mut Builder)) {
     let rails = rails(groups);
     let group = groups.of(b.me());
     let alone = groups.len() == 1;
@@ -64,10 +80,7 @@ pub fn hier_2d(b: &mut Builder, groups: &Groups) {
     for rail in 0..rails {
         let members: Vec<u32> = groups.iter().map(|g| g[rail]).collect();
         b.zoom(rail as u32, rails as u32, groups.len() as u32, |b| {
-            b.on(&members, true, |b| {
-                reduce_scatter(b);
-                allgather(b);
-            });
+            b.on(&members, true, &across);
         });
     }
     b.parts(rails as u32, |b| b.on(group, alone, allgather));

@@ -31,13 +31,14 @@
 //!
 //! It assumes channels that are reliable and in order, and lanes that each make progress.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::algorithm::{Algorithm, Groups, algorithms};
 use super::collective::Collective;
 use super::net::Net;
-use super::op::Program;
+use super::op::{Arg, ArgKind, Program};
 use super::play::{Game, play};
 use super::print::step;
 
@@ -124,7 +125,45 @@ pub struct Proof {
 pub fn verify(algorithm: &Algorithm, groups: &Groups, root: usize) -> Result<Proof, Fault> {
     let claims =
         Claims { depth: algorithm.min_depth, ref_safe: algorithm.ref_safe, reply_safe: algorithm.reply_safe };
-    check(algorithm.collective, root, &algorithm.programs(groups, root), claims)
+    let programs = algorithm.programs(groups, root);
+    let proof = check(algorithm.collective, root, &programs, claims)?;
+    if algorithm.packs {
+        // Without a hierarchy any message may be one between hosts.
+        let host = |r: usize| if algorithm.hierarchical { groups.numbers()[r] as usize } else { r };
+        packs_once(&programs, &host)?;
+    }
+    Ok(proof)
+}
+
+/// Accepts a schedule whose messages between hosts may be in a form that rounds ([`Algorithm::packs`]).
+///
+/// Each chunk is completed by one op of all ranks: the others get that op's value, rounded there, and forms
+/// are their own fixed points. And what comes from another host is folded only where that completes
+/// the value, so no contribution is rounded again in a partial sum.
+pub fn packs_once(programs: &[Program], host: &dyn Fn(usize) -> usize) -> Result<(), Fault> {
+    let mut completed: HashMap<u32, usize> = HashMap::new();
+    for (rank, program) in programs.iter().enumerate() {
+        for (l, lane) in program.lanes.iter().enumerate() {
+            for (i, op) in lane.ops.iter().enumerate() {
+                let fault = |what: String| Err(Fault::at(programs, FaultKind::Complete, (rank, l, i), what));
+                let foreign = |a: &Arg| {
+                    a.kind == ArgKind::Recv && host(lane.peers[a.ix as usize] as usize) != host(rank)
+                };
+                if !op.complete {
+                    if op.nsrc > 1 && lane.srcs(op).iter().any(foreign) {
+                        return fault("folds a rounded contribution into a partial sum".into());
+                    }
+                    continue;
+                }
+                for chunk in op.at..op.at + op.len {
+                    if let Some(other) = completed.insert(chunk, rank) {
+                        return fault(format!("completes chunk {chunk}, as rank {other} does"));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Proves a schedule for a collective (the programs of all ranks, in rank order) and the claims about it.

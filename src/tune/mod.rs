@@ -73,6 +73,13 @@ fn choose_all_reduce(layout: &Layout, bytes: usize) -> Choice {
     Choice { algorithm: named(Collective::AllReduce, name), ways, message }
 }
 
+/// For an all_reduce whose messages between hosts are packed.
+pub fn packing(layout: &Layout) -> Choice {
+    let several = layout.groups.iter().any(|g| g.len() > 1);
+    let name = if several { "hier_direct" } else { "direct" };
+    Choice { algorithm: named(Collective::AllReduce, name), ways: 4, message: MESSAGE }
+}
+
 /// Algorithms to try, in this order, when results must not depend on the choice: the first that folds
 /// adjacent pairs of these ranks is taken. The last always does.
 pub fn deterministic(

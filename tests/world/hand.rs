@@ -13,6 +13,7 @@ pub const HAND: [Schedule; 3] = [
         hierarchical: false,
         ref_safe: true,
         reply_safe: false,
+        packs: false,
         source: Source::Hand(relays),
     },
     Schedule {
@@ -22,6 +23,7 @@ pub const HAND: [Schedule; 3] = [
         hierarchical: false,
         ref_safe: false,
         reply_safe: false,
+        packs: false,
         source: Source::Hand(scratch),
     },
     Schedule {
@@ -31,6 +33,7 @@ pub const HAND: [Schedule; 3] = [
         hierarchical: false,
         ref_safe: true,
         reply_safe: false,
+        packs: false,
         source: Source::Hand(spread),
     },
 ];

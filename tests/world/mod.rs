@@ -5,9 +5,9 @@ pub mod hand;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use graccl::exec::{BlockSpan, Blocked, Bound, Engine, Idle, Launch, Pause, Progress, Ran, Tiling};
+use graccl::exec::{BlockSpan, Blocked, Bound, Engine, Idle, Launch, Pack, Pause, Progress, Ran, Tiling};
 use graccl::memory::{self, Block, PeerArena, arena};
-use graccl::reduce;
+use graccl::reduce::{self, Wire};
 use graccl::schedule::{Algorithm, Groups, Program, describe};
 use graccl::transport::shm::{Doorbell, LINK_BYTES, ShmLink};
 use graccl::transport::virtual_time::{Options, World};
@@ -48,6 +48,7 @@ pub struct Schedule {
     pub hierarchical: bool,
     pub ref_safe: bool,
     pub reply_safe: bool,
+    pub packs: bool,
     source: Source,
 }
 
@@ -67,6 +68,7 @@ impl From<&'static Algorithm> for Schedule {
             hierarchical: a.hierarchical,
             ref_safe: a.ref_safe,
             reply_safe: a.reply_safe,
+            packs: a.packs,
             source: Source::Listed(a),
         }
     }
@@ -107,6 +109,11 @@ pub struct Call {
     pub shift: usize,
     /// Blocks lie in any order.
     pub shuffled: bool,
+    /// Messages between hosts are in this form; with a hierarchy hosts are the groups, else ranks. Only
+    /// rough sums and averages of f32.
+    pub pack: Option<Wire>,
+    /// Packing keeps what it lost.
+    pub residual: bool,
     /// Begun with `Engine::run`, which is left when it has stood still so often.
     pub leave: Option<u32>,
 }
@@ -310,6 +317,9 @@ struct Part {
     /// The memory of the input, unless in place; that of the output.
     memory: [Buffer; 2],
     scratch: Buffer,
+    /// For packing.
+    work: Memory,
+    residual: Vec<f32>,
     /// What the call gave, by block; the buffers have been used for something else since.
     result: HashMap<usize, Vec<u8>>,
     input_kept: bool,
@@ -322,7 +332,11 @@ impl Part {
         let program = call.schedule.program(me, &case.groups, call.root);
         assert_eq!(program.blocks as usize, call.blocks.len(), "{c:?}");
         let ways = call.ways.min(call.tiles()).max(1);
-        let bound = Bound::new(&program, ways, &mut |peer, port| Ok(number(peer, port))).expect("bound");
+        let host = |r: usize| if call.schedule.hierarchical { case.groups.numbers()[r] } else { r as u32 };
+        let far = |peer: u32| host(peer as usize) != host(me);
+        let packs: Option<&dyn Fn(u32) -> bool> = if call.pack.is_some() { Some(&far) } else { None };
+        let bound =
+            Bound::new(&program, ways, &mut |peer, port| Ok(number(peer, port)), packs).expect("bound");
         let all = || 0..call.blocks.len();
         let sent: Vec<usize> = all().filter(|&b| c.sent(n, call.root, me, b).is_some()).collect();
         let received: Vec<usize> = all().filter(|&b| c.received(n, call.root, me, b).is_some()).collect();
@@ -356,8 +370,26 @@ impl Part {
         let bytes = tiling.scratch_bytes() * (program.scratch * ways) as usize;
         let scratch = Buffer::new(&[(0, bytes)], &call, &mut r, false);
         let fp = mix(case.seed + i as u64) as u32;
+        let work = bound.pack_bytes(&tiling);
+        let work = Memory::Arena(memory::alloc(work).expect("memory"), work);
+        let residual = vec![0.0; if call.residual { call.blocks[0].count } else { 0 }];
         let (result, input_kept) = (HashMap::new(), false);
-        Part { call, program, bound, tiling, given, input, output, memory, scratch, result, input_kept, fp }
+        Part {
+            call,
+            program,
+            bound,
+            tiling,
+            given,
+            input,
+            output,
+            memory,
+            scratch,
+            work,
+            residual,
+            result,
+            input_kept,
+            fp,
+        }
     }
 
     fn launch(&mut self, ranks: usize) -> Launch<'_> {
@@ -378,6 +410,11 @@ impl Part {
             by_ref_shm: by_ref && self.call.in_place && self.call.schedule.reply_safe,
             by_ref_other: by_ref,
             spin: 0,
+            pack: self.call.pack.map(|wire| Pack {
+                wire,
+                work: self.work.as_mut_ptr(),
+                residual: if self.call.residual { self.residual.as_mut_ptr() } else { std::ptr::null_mut() },
+            }),
         }
     }
 
@@ -613,6 +650,15 @@ fn check(p: &Part, block: usize, first: &[u8], expected: &Reference, n: usize) -
             for (i, (x, scale)) in values.iter().enumerate() {
                 let y = decode(p.call.dtype, &got[i * size..][..size]);
                 let eps = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-3, 1.2e-7, 2.3e-16, 8e-3][p.call.dtype as usize];
+                // Contributions and partial sums are packed once and the sum once; a block's largest value
+                // is at most three times the magnitude of any (see `rough`).
+                let eps = eps
+                    + match p.call.pack {
+                        None => 0.0,
+                        Some(Wire::F16) => 2.0 / 2048.0,
+                        Some(Wire::Bf16) => 2.0 / 256.0,
+                        Some(Wire::Int8) => 2.0 * 3.0 / 127.0,
+                    } / (n as f64 + 2.0);
                 // The reference itself is computed in f64.
                 if (y - x).abs()
                     > scale * (eps + 2.3e-16) * (n as f64 + 2.0) + 1e-7 * f64::from(u8::from(size == 2))

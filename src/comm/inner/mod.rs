@@ -25,7 +25,7 @@ use super::fabric::{Fabric, Post, Remains};
 use super::pause::{Manner, Need};
 use super::request::Done;
 use super::words::{Saying, Word};
-use crate::exec::{Blocked, Engine, Idle, Launch, Pause, Progress, Ran};
+use crate::exec::{Blocked, Engine, Idle, Launch, Pack, Pause, Progress, Ran};
 use crate::memory::Block;
 use crate::record::{self, Identity, Recorder, State};
 use crate::reduce::{self};
@@ -538,6 +538,11 @@ fn launch<'a>(p: &'a Prepared, buffers: &Buffers, seq: u32, scratch: *mut u8, sp
         // owner more to rewrite than staging them costs.
         by_ref_shm: in_place && p.ref_safe && p.reply_safe,
         by_ref_other: p.ref_safe,
+        pack: p.wire.map(|wire| {
+            let rest = scratch.wrapping_add(p.images * p.bound.ways() as usize);
+            let work = rest.wrapping_add(rest.align_offset(64));
+            Pack { wire, work, residual: buffers.residual }
+        }),
     }
 }
 

@@ -9,10 +9,10 @@ use super::super::call::{Fit, Key, QUICK, Verb, Work};
 use super::super::config::Config;
 use super::super::fabric::{Conn, Data};
 use super::super::words::Saying;
-use crate::exec::{BlockSpan, Bound, Tiling};
+use crate::exec::{BlockSpan, Bound, Packs, Tiling};
 use crate::memory::make_huge;
 use crate::record::{self, Shape};
-use crate::reduce::{self, Kernel};
+use crate::reduce::{self, Kernel, Wire};
 use crate::schedule::{self, Algorithm, Arg, ArgKind, Lane, Op, Program};
 use crate::transport::AnyLink;
 use crate::transport::shm::{self, LINK_BYTES, ShmLink};
@@ -46,6 +46,8 @@ pub struct RouteKey {
     pub(super) root: u32,
     pub(super) algorithm: &'static str,
     pub(super) ways: u32,
+    /// Messages between hosts are packed.
+    pub(super) packs: bool,
 }
 
 /// Everything about a call that does not change from one time to the next.
@@ -64,6 +66,8 @@ pub struct Prepared {
     pub(super) image: usize,
     pub(super) images: usize,
     pub(super) scratch: usize,
+    /// How messages between hosts are packed. Its working memory comes after all scratch.
+    pub(super) wire: Option<Wire>,
     /// Output bytes of this rank.
     pub(super) output: usize,
     pub(super) ref_safe: bool,
@@ -92,6 +96,9 @@ fn named(config: &Config, c: schedule::Collective) -> Option<&'static Algorithm>
 impl Inner {
     fn choose(&mut self, key: &Key, bytes: Option<usize>) -> Result<Choice> {
         let collective = key.verb.collective().ok_or_else(|| Error::internal("a choice for a message"))?;
+        if self.packs(key) {
+            return self.choose_packing(key);
+        }
         let choice = match named(&self.config, collective) {
             Some(a) => tune::forced(&self.layout, a),
             None => tune::choose(collective, &self.layout, bytes),
@@ -108,9 +115,30 @@ impl Inner {
         Err(Error::usage(format!("no algorithm of {} is deterministic for these ranks", collective.name())))
     }
 
+    /// Messages between hosts are packed, and there are some.
+    fn packs(&self, key: &Key) -> bool {
+        key.wire.is_some() && self.layout.groups.len() > 1
+    }
+
+    fn choose_packing(&self, key: &Key) -> Result<Choice> {
+        let refused = |what: String, hint: &str| Err(Error::usage(what).who(key.text()).hint(hint));
+        if self.config.deterministic {
+            let what = "results that depend on the hosts are not deterministic".into();
+            return refused(what, "make the call without a wire form, or turn deterministic off");
+        }
+        match named(&self.config, schedule::Collective::AllReduce) {
+            Some(a) if !a.packs => {
+                let what = format!("{} rounds more than twice, or not for all ranks alike", a.name);
+                refused(what, "use GRACCL_ALGO=auto, direct or hier_direct")
+            }
+            Some(a) => Ok(tune::forced(&self.layout, a)),
+            None => Ok(tune::packing(&self.layout)),
+        }
+    }
+
     /// The algorithm folds adjacent pairs of ranks.
     fn canonical(&mut self, key: &Key, a: &'static Algorithm) -> bool {
-        let route = RouteKey { verb: key.verb, root: key.root, algorithm: a.name, ways: 0 };
+        let route = RouteKey { verb: key.verb, root: key.root, algorithm: a.name, ways: 0, packs: false };
         if let Some(&known) = self.canonical.get(&route) {
             return known;
         }
@@ -124,9 +152,11 @@ impl Inner {
     /// any rank.
     fn program(&self, key: &Key, a: &'static Algorithm) -> Result<(Arc<Program>, u32)> {
         for ways in 1..=WAYS_MAX {
-            let route = RouteKey { verb: key.verb, root: key.root, algorithm: a.name, ways };
-            if let Some(r) = self.routes.get(&route) {
-                return Ok((r.program.clone(), r.longest));
+            for packs in [false, true] {
+                let route = RouteKey { verb: key.verb, root: key.root, algorithm: a.name, ways, packs };
+                if let Some(r) = self.routes.get(&route) {
+                    return Ok((r.program.clone(), r.longest));
+                }
             }
         }
         let (groups, root) = (&self.layout.groups, key.root as usize);
@@ -201,7 +231,7 @@ impl Inner {
     fn think(&mut self, work: &Work) -> Result<Plan> {
         let key = &work.key;
         if key.verb.collective().is_none() {
-            let route = RouteKey { verb: key.verb, root: key.root, algorithm: "", ways: 1 };
+            let route = RouteKey { verb: key.verb, root: key.root, algorithm: "", ways: 1, packs: false };
             let program = Arc::new(point_program(key.verb == Verb::Send, key.root));
             let record = self.describe(work, "message", 1);
             return Ok(Plan { key: route, choice: None, program, longest: 1, record });
@@ -214,7 +244,9 @@ impl Inner {
         let most = if bytes.is_some() { tiles.min(WAYS_MAX) } else { WAYS_MAX };
         let ways = choice.ways.min(most);
         let record = self.describe(work, choice.algorithm.name, tiles);
-        let route = RouteKey { verb: key.verb, root: key.root, algorithm: choice.algorithm.name, ways };
+        let packs = self.packs(key);
+        let route =
+            RouteKey { verb: key.verb, root: key.root, algorithm: choice.algorithm.name, ways, packs };
         Ok(Plan { key: route, choice: Some(choice), program, longest, record })
     }
 
@@ -257,10 +289,13 @@ impl Inner {
         if missing {
             return Ok(None);
         }
-        let ports = &self.ports;
-        let bound = Bound::new(&plan.program, plan.key.ways, &mut |peer, port| {
+        let (ports, hosts) = (&self.ports, self.layout.groups.numbers());
+        let far = |peer: u32| hosts[peer as usize] != hosts[self.rank];
+        let mut link = |peer, port| {
             ports.get(&(peer, port)).copied().ok_or_else(|| Error::internal("a link that was not opened"))
-        })?;
+        };
+        let packs: Packs = if plan.key.packs { Some(&far) } else { None };
+        let bound = Bound::new(&plan.program, plan.key.ways, &mut link, packs)?;
         let route = Arc::new(Route {
             algorithm: plan.choice.map(|c| c.algorithm),
             bound: Arc::new(bound),
@@ -395,7 +430,9 @@ impl Inner {
         }
         let image = tiling.scratch_bytes();
         let images = route.program.scratch as usize * image;
-        let scratch = images * route.bound.ways() as usize;
+        let wire = key.wire.filter(|_| plan.key.packs);
+        let packing = wire.map_or(0, |_| route.bound.pack_bytes(&tiling) + 64);
+        let scratch = images * route.bound.ways() as usize + packing;
         let fit = match (key.verb, &work.each) {
             (Verb::Do(c), None) => Fit::of(c, root, self.rank, n, key.count * size),
             // A barrier has no buffers; the others are checked by themselves.
@@ -425,6 +462,7 @@ impl Inner {
             image,
             images,
             scratch,
+            wire,
             output,
             record: plan.record,
             timed: work.known_bytes(n) >= TIMED_MIN,
