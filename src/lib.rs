@@ -6,7 +6,7 @@
 //! is the same for C. [`record`] lets others see what a process waits for. Imports point downwards only, in this order:
 //!
 //! ```text
-//! capi -> comm -> tune, exec -> schedule, transport, reduce, memory, bootstrap, record -> types, error, log
+//! capi -> comm -> tune, exec -> cost, schedule, transport, reduce, memory, bootstrap, record -> types, error, log
 //! ```
 //!
 //! `docs/design.md` explains why.
@@ -14,10 +14,12 @@
 pub mod bootstrap;
 pub mod capi;
 pub mod comm;
+pub mod cost;
 pub mod error;
 pub mod exec;
 pub mod log;
 pub mod memory;
+pub mod plan;
 pub mod record;
 pub mod reduce;
 pub mod schedule;

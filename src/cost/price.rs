@@ -1,0 +1,204 @@
+//! Prices of collectives.
+
+use crate::{Error, Result};
+
+/// What one collective costs, and how it would be done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Price {
+    /// From the call to the end on the last rank.
+    pub ns: f64,
+    pub algorithm: &'static str,
+    /// Tiles worked on at a time, and the largest message to aim at, bytes. 0: not said.
+    pub ways: u32,
+    pub message: u32,
+}
+
+/// Prices of one collective on one machine and layout: the cheapest choice for every size.
+pub trait Prices {
+    /// For a call of `bytes` (of the larger of its buffers).
+    fn price(&self, bytes: u64) -> Price;
+}
+
+/// A closed form, `a + b * bytes`.
+///
+/// Symbols below: `n` ranks, `alpha` ns per message, `beta` ns per byte sent, `gamma` ns per byte folded.
+/// The forms are those of Thakur, Rabenseifner and Gropp, "Optimization of collective communication
+/// operations in MPICH", 2005; sizes are taken to divide evenly.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Linear {
+    pub algorithm: &'static str,
+    /// ns.
+    pub a: f64,
+    /// ns per byte.
+    pub b: f64,
+}
+
+/// Steps of a doubling, log2(n) rounded up.
+fn log2(n: u32) -> f64 {
+    f64::from(n.max(1).next_power_of_two().trailing_zeros())
+}
+
+impl Linear {
+    /// A measured or given line.
+    pub fn new(algorithm: &'static str, a: f64, b: f64) -> Linear {
+        Linear { algorithm, a, b }
+    }
+
+    /// Ring allreduce: `2 (n - 1)` messages of `bytes / n`, half of them folded.
+    pub fn ring(n: u32, alpha: f64, beta: f64, gamma: f64) -> Linear {
+        let part = (f64::from(n) - 1.0) / f64::from(n);
+        let a = 2.0 * (f64::from(n) - 1.0) * alpha;
+        Linear::new("ring", a, part * (2.0 * beta + gamma))
+    }
+
+    /// Direct allreduce: reduce-scatter, then allgather, each with one message to every other rank, sent one
+    /// after the other.
+    pub fn direct(n: u32, alpha: f64, beta: f64, gamma: f64) -> Linear {
+        let part = (f64::from(n) - 1.0) / f64::from(n);
+        Linear::new("direct", if n > 1 { 2.0 * alpha } else { 0.0 }, part * (2.0 * beta + gamma))
+    }
+
+    /// Recursive doubling: log2(n) messages of all the bytes. For powers of two; others cost two steps more.
+    pub fn doubling(n: u32, alpha: f64, beta: f64, gamma: f64) -> Linear {
+        let (steps, extra) = if n.is_power_of_two() { (log2(n), 0.0) } else { (log2(n) - 1.0, 2.0) };
+        let sent = steps + extra;
+        let folds = steps + extra / 2.0;
+        Linear::new("recursive_doubling", sent * alpha, sent * beta + folds * gamma)
+    }
+
+    /// Recursive halving and doubling: `2 log2(n)` messages, `2 (n - 1) / n` of the bytes. For powers of
+    /// two.
+    pub fn halving_doubling(n: u32, alpha: f64, beta: f64, gamma: f64) -> Linear {
+        let part = (f64::from(n) - 1.0) / f64::from(n);
+        Linear::new("halving_doubling", 2.0 * log2(n) * alpha, part * (2.0 * beta + gamma))
+    }
+
+    /// Two levels: reduce-scatter among the `k` ranks of a host, allreduce across `hosts` hosts on `1 / k` of
+    /// the bytes, allgather in the host. `inside` and `across` are (alpha, beta) of a rank; the
+    /// stages inside are direct (one alpha each), that across is a ring or direct, as is cheaper in alphas:
+    /// here the ring's `2 (hosts - 1)`.
+    pub fn two_level(k: u32, hosts: u32, inside: (f64, f64), across: (f64, f64), gamma: f64) -> Linear {
+        let (kf, hf) = (f64::from(k), f64::from(hosts));
+        let part = |m: f64| (m - 1.0) / m;
+        let alphas = if k > 1 { 2.0 * inside.0 } else { 0.0 } + 2.0 * (hf - 1.0) * across.0;
+        let b = part(kf) * (2.0 * inside.1 + gamma) + part(hf) / kf * (2.0 * across.1 + gamma);
+        Linear::new("hier_2d", alphas, b)
+    }
+}
+
+impl Prices for Linear {
+    fn price(&self, bytes: u64) -> Price {
+        Price { ns: self.a + self.b * bytes as f64, algorithm: self.algorithm, ways: 0, message: 0 }
+    }
+}
+
+/// The cheapest of several lists.
+pub struct Cheapest<P>(pub Vec<P>);
+
+impl<P: Prices> Prices for Cheapest<P> {
+    /// Of none it is infinite.
+    fn price(&self, bytes: u64) -> Price {
+        let none = Price { ns: f64::INFINITY, algorithm: "", ways: 0, message: 0 };
+        let prices = self.0.iter().map(|p| p.price(bytes));
+        prices.fold(none, |best, p| if p.ns < best.ns { p } else { best })
+    }
+}
+
+/// Prices at some sizes: simulated or measured ones. Times are straight lines between them; the way to do it is
+/// that of the next larger size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PriceList(Vec<(u64, Price)>);
+
+impl PriceList {
+    /// At least one, bytes strictly rising, times finite and not negative; `InvalidArgument` otherwise.
+    pub fn new(prices: Vec<(u64, Price)>) -> Result<PriceList> {
+        let wrong = |what: String| {
+            Err(Error::argument(what)
+                .who("a price list")
+                .hint("give sizes in rising order, with times that are finite and not negative"))
+        };
+        if prices.is_empty() {
+            return wrong("is empty".into());
+        }
+        if let Some(w) = prices.windows(2).find(|w| w[0].0 >= w[1].0) {
+            return wrong(format!("{} bytes follow {}", w[1].0, w[0].0));
+        }
+        match prices.iter().find(|(_, p)| !(p.ns.is_finite() && p.ns >= 0.0)) {
+            Some((bytes, p)) => wrong(format!("{bytes} bytes take {} ns", p.ns)),
+            None => Ok(PriceList(prices)),
+        }
+    }
+
+    /// The sizes and their prices.
+    pub fn prices(&self) -> &[(u64, Price)] {
+        &self.0
+    }
+}
+
+impl Prices for PriceList {
+    /// Below the first size the first price; beyond the last, on with the last slope (not falling), or, with one
+    /// size only, in proportion.
+    fn price(&self, bytes: u64) -> Price {
+        let i = self.0.partition_point(|(b, _)| *b < bytes);
+        let at = |i: usize| (self.0[i].0 as f64, self.0[i].1.ns);
+        match (self.0.get(i), self.0.len()) {
+            (Some((_, p)), _) if i == 0 => *p,
+            (Some((_, p)), _) => {
+                let ((b0, t0), (b1, t1)) = (at(i - 1), at(i));
+                Price { ns: t0 + (t1 - t0) * (bytes as f64 - b0) / (b1 - b0), ..*p }
+            }
+            (None, 1) => {
+                let (b, t) = at(0);
+                Price { ns: t * bytes as f64 / b.max(1.0), ..self.0[0].1 }
+            }
+            (None, len) => {
+                let ((b0, t0), (b1, t1)) = (at(len - 2), at(len - 1));
+                let slope = ((t1 - t0) / (b1 - b0)).max(0.0);
+                Price { ns: t1 + slope * (bytes as f64 - b1), ..self.0[len - 1].1 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn price(ns: f64, algorithm: &'static str) -> Price {
+        Price { ns, algorithm, ways: 1, message: 65536 }
+    }
+
+    #[test]
+    fn closed_forms() {
+        // 4 ranks, alpha 10, beta 1, gamma 0.5, 100 bytes: by hand.
+        assert_eq!(Linear::ring(4, 10.0, 1.0, 0.5).price(100).ns, 60.0 + 150.0 + 37.5);
+        assert_eq!(Linear::direct(4, 10.0, 1.0, 0.5).price(100).ns, 20.0 + 150.0 + 37.5);
+        assert_eq!(Linear::doubling(4, 10.0, 1.0, 0.5).price(100).ns, 20.0 + 200.0 + 100.0);
+        assert_eq!(Linear::doubling(5, 10.0, 1.0, 0.5).price(100).ns, 40.0 + 400.0 + 150.0);
+        assert_eq!(Linear::halving_doubling(4, 10.0, 1.0, 0.5).price(100).ns, 40.0 + 150.0 + 37.5);
+        let hier = Linear::two_level(4, 2, (1.0, 0.1), (10.0, 1.0), 0.0);
+        assert_eq!(hier.price(100).ns, 2.0 + 20.0 + 15.0 + 25.0);
+        assert_eq!(Linear::ring(1, 10.0, 1.0, 0.5).price(100).ns, 0.0);
+    }
+
+    #[test]
+    fn the_cheapest_wins() {
+        let two = Cheapest(vec![Linear::new("slow start", 100.0, 1.0), Linear::new("quick", 10.0, 2.0)]);
+        assert_eq!(two.price(10).algorithm, "quick");
+        assert_eq!(two.price(1000).algorithm, "slow start");
+        assert!(Cheapest::<Linear>(Vec::new()).price(1).ns.is_infinite());
+    }
+
+    #[test]
+    fn a_list_is_straight_between_its_sizes() {
+        let list = PriceList::new(vec![(100, price(10.0, "a")), (200, price(30.0, "b"))]).unwrap();
+        let at = |b| (list.price(b).ns, list.price(b).algorithm);
+        assert_eq!((at(0), at(100), at(150)), ((10.0, "a"), (10.0, "a"), (20.0, "b")));
+        assert_eq!((at(200), at(300)), ((30.0, "b"), (50.0, "b")));
+        let one = PriceList::new(vec![(100, price(10.0, "a"))]).unwrap();
+        assert_eq!((one.price(50).ns, one.price(1000).ns), (10.0, 100.0));
+        assert!(PriceList::new(Vec::new()).is_err());
+        assert!(PriceList::new(vec![(2, price(1.0, "a")), (1, price(1.0, "a"))]).is_err());
+        assert!(PriceList::new(vec![(2, price(f64::NAN, "a"))]).is_err());
+    }
+}
