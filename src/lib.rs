@@ -12,6 +12,7 @@
 //! `docs/design.md` explains why.
 
 pub mod bootstrap;
+pub mod bucket;
 pub mod capi;
 pub mod comm;
 pub mod cost;
