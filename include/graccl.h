@@ -36,6 +36,13 @@
             GRACCL_UNSET                                                              \
     }
 
+/** Start of every graccl_bucketer_config_t. */
+#define GRACCL_BUCKETER_CONFIG_INITIALIZER                                            \
+    {                                                                                 \
+        sizeof(graccl_bucketer_config_t), GRACCL_UNSET, GRACCL_UNSET, GRACCL_UNSET,   \
+            GRACCL_UNSET, 0                                                           \
+    }
+
 /** Version of this header: 10000 * major + 100 * minor + patch. */
 #define GRACCL_VERSION (10000 * 0 + 100 * 1 + 0)
 
@@ -187,6 +194,34 @@ typedef enum {
 } graccl_red_op_t;
 
 /**
+ * What is put together.
+ */
+typedef enum {
+    /**
+     * What the planner finds best for the times measured in the first steps.
+     */
+    GRACCL_FUSION_PLANNED = 0,
+    /**
+     * A bucket for each tensor.
+     */
+    GRACCL_FUSION_PER_TENSOR = 1,
+    /**
+     * One bucket.
+     */
+    GRACCL_FUSION_ONE_BUCKET = 2,
+    /**
+     * A bucket is full with threshold bytes.
+     */
+    GRACCL_FUSION_THRESHOLD = 3,
+} graccl_fusion_t;
+
+/**
+ * Gradients of a training step that are reduced in buckets: made by graccl_bucketer_create, ended by
+ * graccl_bucketer_destroy. What it points to is graccl's own affair.
+ */
+typedef struct graccl_bucketer_t graccl_bucketer_t;
+
+/**
  * A communicator: made by the graccl_comm_init functions, graccl_comm_split, graccl_comm_dup and
  * graccl_comm_shrink, ended by graccl_comm_destroy. What it points to is graccl's own affair.
  */
@@ -275,6 +310,85 @@ typedef struct {
      */
     int encrypt;
 } graccl_config_t;
+
+/**
+ * One gradient of a graccl_bucketer_t.
+ */
+typedef struct {
+    /**
+     * For messages; may be NULL. Read during the call only.
+     */
+    const char *name;
+    /**
+     * Elements.
+     */
+    size_t count;
+    /**
+     * Type of an element.
+     */
+    graccl_data_type_t data_type;
+    /**
+     * Where the program keeps it, until graccl_bucketer_destroy. NULL: in the bucketer's memory (see
+     * graccl_bucketer_gradient), where nothing has to be copied.
+     */
+    void *memory;
+} graccl_tensor_t;
+
+/**
+ * Settings of a bucketer, the same on all ranks. Start from GRACCL_BUCKETER_CONFIG_INITIALIZER and set
+ * what should differ.
+ */
+typedef struct {
+    /**
+     * sizeof(graccl_bucketer_config_t), by the initialiser.
+     */
+    size_t size;
+    /**
+     * 1 (default): results are averages over the ranks; 0: sums.
+     */
+    int average;
+    /**
+     * GRACCL_FLOAT16, GRACCL_BFLOAT16 or GRACCL_INT8: gradients of type float may travel between hosts in that
+     * type (int8: in blocks of 16 with a common scale), if the planner finds that it pays. They are summed
+     * in float, and what int8 loses is made up for in the next step. GRACCL_UNSET (default): as they are.
+     */
+    int wire;
+    /**
+     * A graccl_fusion_t; GRACCL_FUSION_PLANNED by default.
+     */
+    int fusion;
+    /**
+     * 1: the program waits for each tensor (graccl_bucketer_wait) just before it uses it in the next
+     * forward pass, which allows plans that gather results during that pass; 0 (default): it does not.
+     */
+    int late;
+    /**
+     * Bytes, above 0, for GRACCL_FUSION_THRESHOLD.
+     */
+    size_t threshold;
+} graccl_bucketer_config_t;
+
+/**
+ * What a step took, in seconds of this rank.
+ */
+typedef struct {
+    /**
+     * From the end of the step before to the end of this one.
+     */
+    double step;
+    /**
+     * While any bucket was under way.
+     */
+    double busy;
+    /**
+     * While the program waited for buckets.
+     */
+    double waited;
+    /**
+     * What the plan foretold for step; 0 while there is no plan of measured times.
+     */
+    double predicted;
+} graccl_step_times_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1576,6 +1690,128 @@ graccl_result_t graccl_group_start(void);
  * Thread-safety: ends the group that this thread began.
  */
 graccl_result_t graccl_group_end(void);
+
+/**
+ * Makes a bucketer: it reduces the gradients of a training step bucket by bucket, while the program
+ * computes others.
+ *
+ * In each step: write every gradient and mark it (graccl_bucketer_mark_ready), in any order, then
+ * graccl_bucketer_finish_step. The first steps are measured; then the ranks agree on what is put together
+ * and when, and look again now and then.
+ *
+ * @param bucketer Where to put it; NULL after an error.
+ * @param tensors The gradients, in the order in which the backward pass makes them ready (roughly: the
+ *        order decides what is put together; all orders work). Read during the call only.
+ * @param count How many, at least 1.
+ * @param config Settings, or NULL for the defaults. Read during the call only.
+ * @param comm The communicator, which must live longer. Other calls on it may be made between steps.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, no tensors, unknown types or settings);
+ *         GRACCL_INVALID_USAGE (destroyed; ranks with other tensors or settings); what graccl_all_reduce
+ *         returns.
+ *
+ * Collective: all ranks call it with the same tensors and settings; only memory may differ. It may measure
+ * for about a second.
+ *
+ * Thread-safety: as graccl_all_reduce.
+ */
+graccl_result_t graccl_bucketer_create(graccl_bucketer_t **bucketer,
+                                       const graccl_tensor_t *tensors,
+                                       size_t count,
+                                       const graccl_bucketer_config_t *config,
+                                       graccl_comm_t *comm);
+
+/**
+ * Where gradient i is to be written and its result read: its memory, or the bucketer's. It stays there.
+ *
+ * @param bucketer The bucketer.
+ * @param i Number of the tensor.
+ * @param gradient Where to put the address.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, no such tensor); GRACCL_INVALID_USAGE
+ *         (destroyed).
+ *
+ * Thread-safety: may be called by any thread at any time.
+ */
+graccl_result_t graccl_bucketer_gradient(graccl_bucketer_t *bucketer,
+                                         size_t i,
+                                         void **gradient);
+
+/**
+ * Gradient i is written: from now on it is graccl's until the step is over. Starts what can start, and
+ * returns without waiting for other ranks.
+ *
+ * @param bucketer The bucketer.
+ * @param i Number of the tensor. Every tensor is marked once in every step.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, no such tensor); GRACCL_INVALID_USAGE (marked
+ *         twice, in a group, destroyed); the failure of a bucket.
+ *
+ * Thread-safety: several threads may mark at the same time.
+ */
+graccl_result_t graccl_bucketer_mark_ready(graccl_bucketer_t *bucketer,
+                                           size_t i);
+
+/**
+ * All gradients are marked, but the step is not over: results may be waited for one by one, and the first
+ * mark of the next step waits for what is left.
+ *
+ * @param bucketer The bucketer.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (gradients that were not marked, destroyed); the failure
+ *         of a bucket.
+ *
+ * Thread-safety: one thread, after all marks.
+ */
+graccl_result_t graccl_bucketer_finish_backward(graccl_bucketer_t *bucketer);
+
+/**
+ * Waits until the result of gradient i is there.
+ *
+ * @param bucketer The bucketer.
+ * @param i Number of the tensor.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, no such tensor); GRACCL_INVALID_USAGE (its bucket
+ *         waits for gradients that were not marked, destroyed); the bucket's failure.
+ *
+ * Thread-safety: several threads may wait.
+ */
+graccl_result_t graccl_bucketer_wait(graccl_bucketer_t *bucketer,
+                                     size_t i);
+
+/**
+ * Waits for all results: the step is over, and the gradients are the program's again.
+ *
+ * @param bucketer The bucketer.
+ * @param times Where to put what the step took; may be NULL.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (gradients that were not marked, destroyed); the failure
+ *         of a bucket, after which the bucketer can only be destroyed.
+ *
+ * Collective: in some steps the ranks agree on a new plan.
+ *
+ * Thread-safety: one thread, after all marks.
+ */
+graccl_result_t graccl_bucketer_finish_step(graccl_bucketer_t *bucketer,
+                                            graccl_step_times_t *times);
+
+/**
+ * The plan in use, for people: a line for each bucket.
+ *
+ * @param bucketer The bucketer.
+ * @param text Where to put it, ended by a 0 and cut where the room ends.
+ * @param bytes The room, at least 1.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL, no room); GRACCL_INVALID_USAGE (destroyed).
+ *
+ * Thread-safety: may be called by any thread at any time.
+ */
+graccl_result_t graccl_bucketer_describe(graccl_bucketer_t *bucketer,
+                                         char *text,
+                                         size_t bytes);
+
+/**
+ * Ends a bucketer. Buckets under way go on without it; the program's memory is not touched any more.
+ *
+ * @param bucketer The bucketer, invalid from now on. NULL does nothing.
+ * @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (destroyed before).
+ *
+ * Thread-safety: may be called by any thread, when no other function uses it.
+ */
+graccl_result_t graccl_bucketer_destroy(graccl_bucketer_t *bucketer);
 
 /**
  * Allocates memory that the other ranks of this host can reach directly, so that collectives on it

@@ -27,8 +27,19 @@ fn header() -> String {
          #define GRACCL_VERSION (10000 * {major} + 100 * {minor} + {patch})"
     ));
     let mut builder = cbindgen::Builder::new().with_config(config);
-    let areas =
-        ["handle", "comm", "config", "collective", "red_op", "p2p", "request", "group", "memory", "error"];
+    let areas = [
+        "handle",
+        "comm",
+        "config",
+        "collective",
+        "red_op",
+        "p2p",
+        "request",
+        "group",
+        "bucketer",
+        "memory",
+        "error",
+    ];
     for area in areas {
         builder = builder.with_src(root.join(format!("src/capi/{area}.rs")));
     }

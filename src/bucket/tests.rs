@@ -119,7 +119,7 @@ fn results_are_right_with_every_fusion_and_any_order() {
                 let buckets = b.buckets();
                 let expected = match fusion {
                     Fusion::PerTensor => 7,
-                    Fusion::Threshold(_) => 3,
+                    Fusion::Threshold(_) => 2,
                     Fusion::OneBucket => 1,
                     Fusion::Planned => buckets.list.len(),
                 };

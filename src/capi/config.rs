@@ -53,7 +53,7 @@ pub struct graccl_config_t {
     pub encrypt: c_int,
 }
 
-const UNSET: c_int = c_int::MIN;
+pub(super) const UNSET: c_int = c_int::MIN;
 
 /// The first struct's size, with 4 bytes of padding at its end.
 const FIRST_SIZE: usize = offset_of!(graccl_config_t, blocking) + 4;

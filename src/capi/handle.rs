@@ -33,6 +33,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::request::Pending;
+use crate::bucket::Bucketer;
 use crate::{Code, Communicator, DataType, Error, Factor, Result};
 
 /// A communicator: made by the graccl_comm_init functions, graccl_comm_split, graccl_comm_dup and
@@ -53,6 +54,12 @@ pub struct graccl_comm_t {
 /// graccl_request_wait_timeout that say that it is done, by graccl_request_set_callback or by
 /// graccl_request_free. Using it again is GRACCL_INVALID_USAGE. There may be 1048576 at a time.
 pub struct graccl_request_t {
+    _private: (),
+}
+
+/// Gradients of a training step that are reduced in buckets: made by graccl_bucketer_create, ended by
+/// graccl_bucketer_destroy. What it points to is graccl's own affair.
+pub struct graccl_bucketer_t {
     _private: (),
 }
 
@@ -272,6 +279,7 @@ impl<T: Send + Sync> Table<T> {
 
 static COMMS: Table<Entry> = Table::new();
 static REQUESTS: Table<Pending> = Table::new();
+static BUCKETERS: Table<Bucketer> = Table::new();
 
 /// Puts a communicator into the table and returns its ticket.
 pub(super) fn insert(entry: Entry) -> Result<*mut graccl_comm_t> {
@@ -319,6 +327,39 @@ pub(super) fn request(request: *const graccl_request_t) -> Result<Guard<Pending>
 /// Takes `request` out of the table.
 pub(super) fn take_request(request: *const graccl_request_t) -> Result<Pending> {
     REQUESTS.take(request.addr(), |_| ()).ok_or_else(|| dead_request(request))
+}
+
+/// Reserves a place for a bucketer, before the ranks make it.
+pub(super) fn bucketer_vacancy() -> Result<Vacancy<Bucketer>> {
+    BUCKETERS.vacancy().ok_or_else(|| {
+        Error::usage(format!("{SLOTS} bucketers are alive in this process"))
+            .hint("destroy those that are no longer used")
+    })
+}
+
+/// Puts a bucketer into the table and returns its ticket.
+pub(super) fn insert_bucketer(vacancy: Vacancy<Bucketer>, bucketer: Bucketer) -> *mut graccl_bucketer_t {
+    ptr::without_provenance_mut(vacancy.fill(bucketer))
+}
+
+/// The bucketer of `bucketer`: a destroy waits until it is no longer used.
+pub(super) fn bucketer(bucketer: *const graccl_bucketer_t) -> Result<Guard<Bucketer>> {
+    BUCKETERS.get(bucketer.addr(), Use::Call).ok_or_else(|| dead_bucketer(bucketer))
+}
+
+/// Takes `bucketer` out of the table.
+pub(super) fn take_bucketer(bucketer: *const graccl_bucketer_t) -> Result<Bucketer> {
+    BUCKETERS.take(bucketer.addr(), |_| ()).ok_or_else(|| dead_bucketer(bucketer))
+}
+
+#[cold]
+#[inline(never)]
+fn dead_bucketer(bucketer: *const graccl_bucketer_t) -> Error {
+    if bucketer.is_null() {
+        return Error::argument("bucketer is NULL");
+    }
+    Error::new(Code::InvalidUsage, "bucketer is not a live bucketer")
+        .hint("it was destroyed before, or never made by graccl_bucketer_create")
 }
 
 #[cold]

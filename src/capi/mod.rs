@@ -9,7 +9,7 @@
 //! - every function's body stands in `entry!`, so that no panic reaches C;
 //! - where the header says `enum`, Rust says `c_int`: C may pass any number, and a Rust enum with
 //!   an unknown value is undefined behaviour;
-//! - a `graccl_comm_t *` or `graccl_request_t *` is never followed: it is a ticket that `handle` looks
+//! - a `graccl_comm_t *`, `graccl_request_t *` or `graccl_bucketer_t *` is never followed: it is a ticket that `handle` looks
 //!   up, so a communicator that was destroyed, or a wild pointer, is an error and not a crash.
 //!
 //! The functions are `unsafe` because C's pointers are trusted to be what each function's text asks
@@ -17,6 +17,7 @@
 // The texts are written for C: brackets in them are indices.
 #![allow(non_camel_case_types, clippy::missing_safety_doc, rustdoc::broken_intra_doc_links)]
 
+mod bucketer;
 mod call;
 mod collective;
 mod comm;
@@ -30,12 +31,13 @@ mod panics;
 mod red_op;
 mod request;
 
+pub use bucketer::*;
 pub use collective::*;
 pub use comm::*;
 pub use config::*;
 pub use error::*;
 pub use group::*;
-pub use handle::{graccl_comm_t, graccl_request_t};
+pub use handle::{graccl_bucketer_t, graccl_comm_t, graccl_request_t};
 pub use memory::*;
 pub use p2p::*;
 pub use red_op::*;

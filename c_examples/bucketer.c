@@ -1,0 +1,174 @@
+/*
+ * Gradients that are reduced in buckets while the backward pass goes on: what the planner makes of a model's
+ * times, beside one bucket, one for each tensor, and buckets of 25 MB.
+ *
+ *   cc bucketer.c $(pkg-config --cflags --libs graccl) -o bucketer
+ *   graccl run -n 2 -- ./bucketer MODEL.csv [STEPS] [SPEED] [spin]
+ *
+ * MODEL.csv has a line `tensor,elements,type,ready_us,forward_us` and then one for each gradient, in the order of
+ * the backward pass (docs/plan.md). The pass is played: each gradient is written when its time has come. The
+ * program sleeps until then, as one that waits for a GPU; with `spin` it keeps its core busy. SPEED 2 plays it
+ * twice as fast.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <graccl.h>
+
+#define CHECK(call)                                                        \
+    do {                                                                   \
+        if ((call) != GRACCL_SUCCESS) {                                    \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__,             \
+                    graccl_last_error(NULL));                              \
+            exit(EXIT_FAILURE);                                            \
+        }                                                                  \
+    } while (0)
+
+enum { MAX = 2048, WARM = 6 };
+
+static graccl_tensor_t tensors[MAX];
+static double ready[MAX], forward; /* seconds */
+static size_t count;
+static int spin;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "%s\n", what);
+    exit(EXIT_FAILURE);
+}
+
+static void read_model(const char *path, double speed)
+{
+    char line[512], name[256];
+    double elements, ready_us, forward_us;
+    FILE *file = fopen(path, "r");
+    if (file == NULL) die("cannot open the model file");
+    while (fgets(line, sizeof line, file) != NULL) {
+        if (line[0] == '#' || strncmp(line, "tensor,", 7) == 0) continue;
+        int got = sscanf(line, "%255[^,],%lf,%*[^,],%lf,%lf", name, &elements, &ready_us, &forward_us);
+        if (got < 3) continue;
+        if (count == MAX) die("too many tensors");
+        tensors[count].count = (size_t)elements;
+        tensors[count].data_type = GRACCL_FLOAT32;
+        ready[count++] = ready_us * 1e-6 / speed;
+        if (got == 4) forward += forward_us * 1e-6 / speed;
+    }
+    fclose(file);
+    if (count == 0) die("no tensors in the model file");
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Stands for computing until then. */
+static void compute_until(double when)
+{
+    double left;
+    while ((left = when - now()) > 0) {
+        if (!spin) {
+            struct timespec t = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
+            nanosleep(&t, NULL);
+        }
+    }
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Plays steps; the median of a step in seconds, and what was foretold. */
+static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, double *predicted, char *text,
+                   size_t bytes)
+{
+    int rank, size;
+    graccl_bucketer_t *bucketer;
+    graccl_bucketer_config_t config = GRACCL_BUCKETER_CONFIG_INITIALIZER;
+    double *taken = malloc(sizeof *taken * (size_t)steps);
+    if (taken == NULL) die("out of memory");
+    config.fusion = fusion;
+    config.threshold = 25 << 20;
+    CHECK(graccl_comm_rank(comm, &rank));
+    CHECK(graccl_comm_size(comm, &size));
+    CHECK(graccl_bucketer_create(&bucketer, tensors, count, &config, comm));
+    *predicted = 0;
+    for (int step = 0; step < WARM + steps; step++) {
+        graccl_step_times_t times;
+        double began = now();
+        compute_until(began + forward);
+        for (size_t i = 0; i < count; i++) {
+            float *gradient;
+            compute_until(began + forward + ready[i]);
+            CHECK(graccl_bucketer_gradient(bucketer, i, (void **)&gradient));
+            gradient[0] = (float)(rank + step);
+            CHECK(graccl_bucketer_mark_ready(bucketer, i));
+        }
+        CHECK(graccl_bucketer_finish_step(bucketer, &times));
+        for (size_t i = 0; i < count; i++) {
+            float *gradient;
+            CHECK(graccl_bucketer_gradient(bucketer, i, (void **)&gradient));
+            if (gradient[0] != (float)step + 0.5f * (float)(size - 1)) die("a gradient is wrong");
+        }
+        if (step >= WARM) {
+            taken[step - WARM] = now() - began;
+            *predicted = times.predicted;
+        }
+    }
+    CHECK(graccl_bucketer_describe(bucketer, text, bytes));
+    CHECK(graccl_bucketer_destroy(bucketer));
+    /* The slowest rank counts. */
+    CHECK(graccl_all_reduce(taken, taken, (size_t)steps, GRACCL_FLOAT64, GRACCL_MAX, comm));
+    qsort(taken, (size_t)steps, sizeof *taken, by_value);
+    double median = taken[steps / 2];
+    free(taken);
+    return median;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        graccl_fusion_t fusion;
+        const char *name;
+    } ways[] = {{GRACCL_FUSION_PLANNED, "planned"},
+                {GRACCL_FUSION_PER_TENSOR, "one for each tensor"},
+                {GRACCL_FUSION_THRESHOLD, "25 MB"},
+                {GRACCL_FUSION_ONE_BUCKET, "one"}};
+    static char text[1 << 16];
+    graccl_comm_t *comm;
+    int rank;
+
+    if (argc < 2) die("usage: bucketer MODEL.csv [STEPS] [SPEED] [spin]");
+    int steps = argc > 2 ? atoi(argv[2]) : 20;
+    double speed = argc > 3 ? atof(argv[3]) : 1;
+    spin = argc > 4 && strcmp(argv[4], "spin") == 0;
+    if (steps < 1 || speed <= 0) die("STEPS and SPEED are numbers above 0");
+    read_model(argv[1], speed);
+    CHECK(graccl_comm_init_env(&comm));
+    CHECK(graccl_comm_rank(comm, &rank));
+    double compute = forward + ready[count - 1];
+    if (rank == 0) {
+        printf("%zu tensors, %.1f ms of computing\n", count, compute * 1e3);
+        printf("%-22s %10s %10s %10s\n", "buckets", "ms a step", "foretold", "efficiency");
+    }
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        double predicted, taken = play(comm, ways[i].fusion, steps, &predicted, text, sizeof text);
+        if (rank != 0) continue;
+        printf("%-22s %10.2f ", ways[i].name, taken * 1e3);
+        if (predicted > 0)
+            printf("%10.2f", predicted * 1e3);
+        else
+            printf("%10s", "-");
+        printf(" %9.1f%%\n", 100 * compute / taken);
+        if (i == 0) printf("%s", text);
+        fflush(stdout);
+    }
+    CHECK(graccl_comm_destroy(comm));
+    return EXIT_SUCCESS;
+}
