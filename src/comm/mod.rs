@@ -5,6 +5,7 @@
 //! request   calls that are not waited   drive     any thread lets calls advance
 //! group     several calls as one        progress  the thread that does so when nobody waits
 //! split     communicators from one      fabric    what they share: connections, words
+//!                                       warm      which of them keep memory for messages
 //! ```
 
 mod call;
@@ -18,6 +19,7 @@ mod pause;
 mod progress;
 mod request;
 mod split;
+mod warm;
 mod words;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -129,7 +131,8 @@ impl Shared {
     }
 
     /// It has its working part, unless it was dropped meanwhile.
-    fn become_ready(&self, inner: Inner) {
+    fn become_ready(self: &Arc<Self>, mut inner: Inner) {
+        inner.me = Arc::downgrade(self);
         let _ = self.hosts.set(inner.layout.groups.numbers().to_vec());
         let _ = self.manner.set(inner.manner);
         let mut phase = self.phase.lock();
@@ -583,6 +586,7 @@ impl Communicator {
         let phase = std::mem::replace(&mut *s.phase.lock(), Phase::Ended);
         match phase {
             Phase::Ready(mut inner) => {
+                warm::forget(s);
                 let failed = inner.failed.clone();
                 if !inner.is_idle() {
                     inner.fail(&inner::aborted(format!("rank {}", s.rank)));
@@ -644,7 +648,7 @@ impl Drop for Communicator {
 }
 
 impl Shared {
-    fn join(&self, id: &UniqueId, config: &Config) -> Result<()> {
+    fn join(self: &Arc<Self>, id: &UniqueId, config: &Config) -> Result<()> {
         // Before it joins, so that a job that hangs there is seen as well.
         let recorder = Recorder::open(&Identity {
             job: 0,
