@@ -19,7 +19,7 @@ use super::fabric::lock;
 use super::{Phase, Shared};
 
 /// Bytes that the slots of a rank may take. Two ranks share a slot, and each counts half of it.
-const BYTES: usize = 64 << 20;
+const BYTES: usize = 32 << 20;
 /// So many communicators keep theirs in any case.
 const KEEP: usize = 8;
 /// Ranks of one process that count: threads, or communicators that do not come from one another.

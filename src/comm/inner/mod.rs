@@ -40,7 +40,7 @@ pub use prepare::Prepared;
 use prepare::{Plan, Route, RouteKey};
 use trouble::Watch;
 use trouble::placed;
-pub use trouble::{aborted, after_failure};
+pub use trouble::{aborted, after_failure, panicked};
 
 /// Outputs from this size on are stored past the caches when not in place: they exceed L2.
 const STREAM_MIN: usize = 1 << 20;
@@ -390,8 +390,7 @@ impl Inner {
 
     fn advance_queue(&mut self, moved: &mut bool) -> Result<()> {
         while let Some(mut task) = self.queue.pop_front() {
-            let step = self.step(&mut task);
-            match step {
+            match guarded(|| self.step(&mut task)) {
                 Ok(Step::Over) => {
                     *moved = true;
                     self.retire(*task);
@@ -420,7 +419,7 @@ impl Inner {
                 waiting.push_back(task);
                 continue;
             }
-            match self.step(&mut task) {
+            match guarded(|| self.step(&mut task)) {
                 Ok(Step::Over) => {
                     *moved = true;
                     self.retire(*task);
@@ -541,10 +540,20 @@ impl Inner {
         }
     }
 
+    #[cfg(test)]
+    pub fn links_mut(&mut self) -> &mut Vec<AnyLink> {
+        &mut self.links
+    }
+
     /// What the survivors tell each other: see `split`.
     pub fn post(&self) -> &Arc<Post> {
         &self.post
     }
+}
+
+/// A panic as an error: the task that it happened in is not lost then, and whoever waits for it is told.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }
 
 #[inline]

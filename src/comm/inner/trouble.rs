@@ -12,7 +12,7 @@ use crate::transport::{Fault, Link};
 use crate::{Code, Error, Result};
 
 use super::prepare::Plan;
-use super::{Inner, Stage, Task};
+use super::{Inner, Stage, Task, guarded};
 
 /// Between looks at the clock, the words and the abort flag while nothing moves.
 const CHECK: Duration = Duration::from_millis(1);
@@ -98,13 +98,13 @@ impl Inner {
             return Err(e);
         }
         if let Some(mut task) = self.queue.pop_front() {
-            let r = self.look(&mut task, now);
+            let r = guarded(|| self.look(&mut task, now));
             self.queue.push_front(task);
             r?;
         }
         for i in 0..self.side.len() {
             let Some(mut task) = self.side.pop_front() else { break };
-            let r = self.look(&mut task, now);
+            let r = guarded(|| self.look(&mut task, now));
             self.side.push_back(task);
             if let Err(e) = r {
                 // As they were.
@@ -399,6 +399,12 @@ pub fn aborted(position: String) -> Error {
     Error::new(Code::Aborted, "the communicator was aborted here")
         .who(position)
         .hint("destroy it; make a new one to go on")
+}
+
+/// Part of this library, or memory that was lent to it, is not as it should be.
+pub fn panicked() -> Error {
+    Error::internal("graccl panicked while calls of this communicator were under way")
+        .hint("the panic's own message says where; report it, with GRACCL_DEBUG=warn if it does not show")
 }
 
 /// A rank that is waited for is gone.
