@@ -2,8 +2,11 @@
 
 mod args;
 mod buffer;
+mod check;
+mod choice;
 mod data;
 mod job;
+mod operation;
 mod report;
 mod run;
 mod table;
