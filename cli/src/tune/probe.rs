@@ -194,7 +194,9 @@ fn pairs(hosts: &[u32]) -> [Option<(usize, usize)>; 2] {
 /// Probes kernels and messages. The same numbers on all ranks.
 pub fn machine(bench: &mut Bench) -> Result<Model> {
     let (comm, me) = (&bench.comm, bench.rank());
-    let cores = std::thread::available_parallelism().map_or(1, |c| c.get() as u32);
+    // Not those that a pinned rank may use.
+    // SAFETY: a plain library call.
+    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
     let mut m = Machine::alpha_beta(0.0, 0.0, 0.0);
     let alone = comm.split(Some(me as u32), 0)?.expect("a communicator of its own");
     // The others sleep while rank 0 measures.
@@ -236,8 +238,20 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
 }
 
 /// Sizes whose calls the machine is fitted to, and those in between that only check it.
-const FITTED: [usize; 7] = [4, 1 << 10, 16 << 10, 128 << 10, 1 << 20, 8 << 20, 64 << 20];
-const CHECKED: [usize; 4] = [256, 64 << 10, 4 << 20, 32 << 20];
+const FITTED: [usize; 11] = [
+    4,
+    512,
+    4 << 10,
+    16 << 10,
+    64 << 10,
+    256 << 10,
+    1 << 20,
+    4 << 20,
+    16 << 20,
+    32 << 20,
+    64 << 20,
+];
+const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
 
 /// Times some allreduces, fits the model to them, and returns them with those that check it.
 pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
