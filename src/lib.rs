@@ -19,6 +19,7 @@ pub mod error;
 pub mod exec;
 pub mod log;
 pub mod memory;
+pub mod plan;
 pub mod record;
 pub mod reduce;
 pub mod schedule;

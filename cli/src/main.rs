@@ -3,6 +3,7 @@
 mod launch;
 mod perf;
 mod schedules;
+mod sim;
 mod status;
 mod tune;
 mod verify;
@@ -31,6 +32,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
     Verify(verify::VerifyArgs),
+    /// Simulate collectives on a described cluster, up to 100 000 ranks.
+    Sim(sim::SimArgs),
     /// Print one schedule.
     Show(verify::ShowArgs),
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Tune(a) => ("tune", tune::main(&a)),
         Command::Status(a) => ("status", status::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
+        Command::Sim(a) => ("sim", sim::main(a)),
         Command::Show(a) => ("show", verify::show(a)),
     };
     match result {

@@ -16,11 +16,13 @@
 //!
 //! What is exact, what is left out, and how it was checked is in `docs/simulator.md`.
 
+mod choose;
 mod net;
 mod play;
 #[cfg(test)]
 mod tests;
 
+pub use choose::{Candidates, Choice, Pricer};
 pub use net::Symmetry;
 
 use crate::cost::Machine;
@@ -164,7 +166,41 @@ impl Sim {
             return Err(Error::argument(format!("there is no rank {root} of {}", groups.n()))
                 .hint("give a root that is one of the ranks"));
         }
+        Sim::buildable(algorithm, groups, Sim::PEERS)?;
         Ok(Sim { net: Net::new(groups, symmetry, |rank| algorithm.program(rank, groups, root))? })
+    }
+
+    /// Most peers of a lane.
+    const PEERS: usize = 1 << 16;
+
+    /// Programs can be built for so many ranks, and in reasonable time: none with a lane that talks to more than
+    /// `peers` others, or with 2^31 blocks.
+    fn buildable(algorithm: &Algorithm, groups: &Groups, peers: usize) -> Result<()> {
+        const FEW: usize = 1024;
+        const MOST: usize = 1 << 20;
+        let n = groups.n();
+        // Whether it talks to all others is seen where there are fewer of them.
+        let few = |a: &Algorithm| a.program(0, &Groups::blocks(FEW, (n / groups.len()).clamp(1, 8)), 0);
+        let wide = |a: &Algorithm| few(a).lanes.iter().any(|l| l.peers.len() >= FEW / 8);
+        let blocks = algorithm.collective.blocks(n);
+        match n <= MOST && blocks < 1 << 31 && (n < peers.max(FEW) || !wide(algorithm)) {
+            true => Ok(()),
+            false => Err(Error::argument(format!("{algorithm:?} for {n} ranks is too large"))
+                .hint("take fewer ranks, or an algorithm that does not talk to all of them")),
+        }
+    }
+
+    /// Into how many tiles a block is cut, so that no message exceeds `message` bytes by more than a few cache
+    /// lines.
+    pub fn tiles(&self, block: u64, message: u32) -> u32 {
+        let (longest, chunks) = (u128::from(self.net.longest), u128::from(self.net.chunks));
+        let largest = (u128::from(block) * longest).div_ceil(chunks);
+        largest.div_ceil(u128::from(message.max(1))).clamp(1, 1 << 24) as u32
+    }
+
+    /// Ranks that are played.
+    pub fn played(&self) -> usize {
+        self.net.played
     }
 
     /// Plays it. `InvalidArgument` for machines and shapes that make no sense, for noise with a symmetry, and for
@@ -175,7 +211,8 @@ impl Sim {
 
     /// Like [`play`](Sim::play) without noise, but of many tiles only some are played, twice, until the difference
     /// is what every further tile costs: `ns` is what all take; the rest of the report is of the last
-    /// run. Doubling goes on until the cost of a tile changes by less than a percent.
+    /// run. Doubling goes on until the cost of a tile changes by less than a percent, or three where it takes
+    /// long.
     pub fn estimate(&self, machine: &Machine, shape: Shape) -> Result<Report> {
         let quiet = Noise::default();
         let part = |tiles: u32| {
@@ -193,7 +230,8 @@ impl Sim {
             }
             let mut longer = part(2 * tiles)?;
             let now = (longer.ns - shorter.ns) / f64::from(tiles);
-            if (now - slope).abs() <= 0.01 * now {
+            let patience = if tiles < 32 * shape.ways { 0.01 } else { 0.03 };
+            if (now - slope).abs() <= patience * now || tiles >= 128 * shape.ways || longer.events > 1 << 22 {
                 longer.ns += now * f64::from(shape.tiles - 2 * tiles);
                 return Ok(longer);
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::cost::Machine;
 use crate::schedule::{Algorithm, Arg, ArgKind, Groups, Lane, Op, Program};
 use crate::{Error, Result};
 
@@ -87,6 +88,17 @@ impl Symmetry {
         }
     }
 
+    /// A symmetry that leaves one host (or the hosts under one switch) to play, or none: for few ranks, whose
+    /// chunks are cut unevenly, none is sought.
+    pub fn of(algorithm: &Algorithm, groups: &Groups, machine: &Machine) -> Symmetry {
+        const FEW: usize = 128;
+        let hosts = machine.trunk.map_or(1, |t| t.hosts as usize);
+        match groups.n() {
+            ..=FEW => Symmetry::None,
+            _ => Symmetry::find(algorithm, groups, groups.of(0).len().saturating_mul(hosts)),
+        }
+    }
+
     /// A symmetry of this algorithm on these groups with units of `unit` ranks, if there is one. Compared
     /// are the first unit and a few others; the tests compare all for all algorithms.
     pub fn find(algorithm: &Algorithm, groups: &Groups, unit: usize) -> Symmetry {
@@ -100,25 +112,21 @@ impl Symmetry {
         if !(0..n).all(uniform) {
             return Symmetry::None;
         }
-        let mut others = vec![1, 2, units / 3, units / 2, units - 1];
-        others.retain(|&x| x > 0 && x < units);
-        others.sort_unstable();
-        others.dedup();
         let mut candidates = vec![Symmetry::Rotate(unit)];
         if units.is_power_of_two() {
             candidates.push(Symmetry::Xor(unit));
         }
-        // One rank's programs are compared at a time: they may be long.
-        candidates.retain(|s| s.holds(algorithm, groups, &others[..1], 1));
-        candidates.retain(|s| s.holds(algorithm, groups, &others, unit));
+        // Programs may be long, and building them takes time.
+        candidates.retain(|s| s.holds(algorithm, groups, &[units - 1], &[0]));
+        candidates.retain(|s| s.holds(algorithm, groups, &[1, units / 2], &[unit / 2, unit - 1]));
         candidates.first().copied().unwrap_or(Symmetry::None)
     }
 
-    /// Whether the first `ranks` ranks of these units do what those of unit 0 do.
-    pub fn holds(self, algorithm: &Algorithm, groups: &Groups, others: &[usize], ranks: usize) -> bool {
+    /// Whether these ranks of these units do what those of unit 0 do.
+    pub fn holds(self, algorithm: &Algorithm, groups: &Groups, others: &[usize], ranks: &[usize]) -> bool {
         let unit = self.unit(groups.n());
         let units = groups.n() / unit;
-        (0..ranks.min(unit)).all(|r| {
+        ranks.iter().all(|&r| {
             let model = algorithm.program(r, groups, 0);
             others.iter().all(|&x| {
                 let other = algorithm.program(x * unit + r, groups, 0);
@@ -182,6 +190,8 @@ pub struct Net {
     pub places: Vec<u32>,
     pub host_sizes: Vec<u32>,
     pub chunks: u32,
+    /// The longest message, in chunks.
+    pub longest: u32,
     pub ops: Vec<NetOp>,
     pub ports: Vec<u32>,
     pub lanes: Vec<NetLane>,
@@ -236,6 +246,7 @@ impl Net {
             places: Vec::with_capacity(unit),
             host_sizes: Vec::new(),
             chunks: 0,
+            longest: 0,
             ops: Vec::new(),
             ports: Vec::new(),
             lanes: Vec::new(),
@@ -330,6 +341,9 @@ impl Net {
                 lane.dsts(op).iter().map(|a| if a.kind == ArgKind::Send { a.count as usize } else { 0 });
             let sends = sent.sum::<usize>();
             let recvs = self.ports.len() - start - sends;
+            if self.ports.len() > start {
+                self.longest = self.longest.max(op.len);
+            }
             let local = lane.dsts(op).iter().any(|a| a.kind != ArgKind::Send);
             let kept = op.nsrc == 1 && lane.srcs(op)[0].kind == ArgKind::In && !op.complete;
             let piece = self.piece(names, at, op.len);

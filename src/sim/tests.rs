@@ -284,8 +284,9 @@ fn symmetric_runs_equal_full_ones() {
                 if symmetry == Symmetry::None {
                     continue;
                 }
-                let others: Vec<usize> = (1..hosts * each / unit).collect();
-                assert!(symmetry.holds(a, &groups, &others, unit), "{a:?} {hosts} x {each}");
+                let (others, ranks): (Vec<_>, Vec<_>) =
+                    ((1..hosts * each / unit).collect(), (0..unit).collect());
+                assert!(symmetry.holds(a, &groups, &others, &ranks), "{a:?} {hosts} x {each}");
                 found.push((a.collective.name(), a.name));
                 let block = Shape::block_of(a.collective, hosts * each, (hosts * each) as u64 * 64 * 36);
                 let shape = shape(block.next_multiple_of(64 * 6 * (hosts * each) as u64), 6, 2);

@@ -13,6 +13,7 @@ mod table;
 mod tensors;
 
 pub use args::{PerfArgs, parse_size};
+pub use table::number;
 
 use graccl::{Error, Result};
 

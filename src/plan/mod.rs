@@ -1,0 +1,247 @@
+//! The fusion planner: which gradients travel together, when, and by which algorithm.
+//!
+//! Communication of many small gradients is all latency, and that of one big buffer cannot overlap with the
+//! backward pass that makes it. In between lies a best partition; it depends on the machine, the number of ranks
+//! and the model. [`plan`] finds it, exactly, for given [`Prices`]: no rank measures anything while
+//! it runs, and ranks that have the same numbers get the same plan.
+//!
+//! [`Model`] says which gradients are ready when, [`Network`] has published networks to try, [`alternatives`] are
+//! what others do. `docs/plan.md` is the user's page.
+//!
+//! Times are nanoseconds from the start of the backward pass, sizes bytes. Everything here is pure: no I/O.
+
+mod explain;
+mod model;
+mod network;
+mod rules;
+mod search;
+
+pub use model::{Model, Tensor, data_type};
+pub use network::{Network, NetworkPrices};
+pub use rules::{Alternative, alternatives};
+
+use crate::cost::Prices;
+use crate::{Error, Result};
+
+use search::{Atoms, Cut};
+
+/// What communication costs.
+pub struct Costs<'a> {
+    /// Prices must not fall as sizes rise; where they do, the times of a plan are still right but a better
+    /// plan may be missed.
+    pub all_reduce: &'a dyn Prices,
+    /// Prices of reduce_scatter and all_gather (by the bytes of the larger buffer), where they are known.
+    pub halves: Option<(&'a dyn Prices, &'a dyn Prices)>,
+}
+
+/// How gradients are synchronized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Allreduces in the order in which gradients become ready; the next forward pass starts when all are done.
+    AllReduce,
+    /// Allreduces, some of them put off until the backward pass is over. Then what the next forward pass
+    /// needs first goes first, and every layer waits only for its own gradients.
+    Priority,
+    /// reduce_scatter during the backward pass; all_gather during the next forward pass, in the order in which
+    /// layers need it.
+    ReduceScatterAllGather,
+}
+
+impl Mode {
+    pub const ALL: [Mode; 3] = [Mode::AllReduce, Mode::Priority, Mode::ReduceScatterAllGather];
+
+    /// "all_reduce", "priority", "reduce_scatter_all_gather".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::AllReduce => "all_reduce",
+            Mode::Priority => "priority",
+            Mode::ReduceScatterAllGather => "reduce_scatter_all_gather",
+        }
+    }
+}
+
+/// In which phase a bucket's communication runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Allreduce when it is ready.
+    Backward,
+    /// Allreduce after the backward pass.
+    Forward,
+    /// reduce_scatter when it is ready, all_gather after the backward pass.
+    Both,
+}
+
+/// What the search may do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Modes to choose from, at least one. Of equals the first wins.
+    pub modes: Vec<Mode>,
+    /// Tensors of more bytes than this may be cut, into equal parts of at most this. 0: none are.
+    pub cut: u64,
+}
+
+/// A collective of a plan.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    /// On the communication lane, ns.
+    pub start: f64,
+    pub end: f64,
+    pub algorithm: &'static str,
+}
+
+/// Gradients that travel together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    /// First and last tensor, counted in the order in which they become ready. Where tensors are cut, both
+    /// may have a part in the neighbour.
+    pub first: usize,
+    pub last: usize,
+    /// Where the bucket lies when all gradients lie one after the other, bytes.
+    pub offset: u64,
+    pub bytes: u64,
+    pub share: Share,
+    /// When its last gradient is ready.
+    pub ready: f64,
+    /// The allreduce or the reduce_scatter.
+    pub reduce: Span,
+    /// The all_gather ([`Share::Both`]).
+    pub gather: Option<Span>,
+}
+
+/// No plan takes less than each of these, ns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Forward and backward.
+    pub compute: f64,
+    /// The lane works from the first gradient on without a pause, in the cheapest portions.
+    pub lane: f64,
+    /// The gradient that is ready last cannot be hidden behind anything.
+    pub last: f64,
+}
+
+impl Bound {
+    /// The tightest.
+    pub fn ns(&self) -> f64 {
+        self.compute.max(self.lane).max(self.last)
+    }
+}
+
+/// Buckets, and what they should take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub mode: Mode,
+    /// In the order in which they become ready.
+    pub buckets: Vec<Bucket>,
+    /// Length of an iteration, ns: from the start of backward to the end of the next forward pass.
+    pub ns: f64,
+    pub forward: f64,
+    pub backward: f64,
+    /// Of this mode.
+    pub bound: Bound,
+    /// Start of the next forward pass, and when the layers of each bucket run in it.
+    pub layers: Vec<(f64, f64)>,
+    /// No plan of this mode is faster (by more than a millionth). False if the search had to leave something
+    /// out.
+    pub exact: bool,
+}
+
+/// The best plan. `InvalidArgument` if there is no mode to choose from, or one that needs prices
+/// that are not there.
+pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
+    let mut best: Option<Plan> = None;
+    for &mode in &options.modes {
+        let p = plan_mode(model, costs, mode, options.cut)?;
+        if best.as_ref().is_none_or(|b| p.ns < b.ns) {
+            best = Some(p);
+        }
+    }
+    best.ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
+}
+
+fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan> {
+    let atoms = Atoms::new(model, cut);
+    let all = |bytes| costs.all_reduce.price(bytes).ns;
+    let found = match (mode, costs.halves) {
+        (Mode::AllReduce, _) => search::in_order(&atoms, &all),
+        (Mode::Priority, _) => {
+            let known = search::in_order(&atoms, &all);
+            search::two_phases(&atoms, costs, mode, known.ns).unwrap_or(known)
+        }
+        (Mode::ReduceScatterAllGather, Some((r, _))) => {
+            let mut known = search::in_order(&atoms, &|bytes| r.price(bytes).ns);
+            known.cuts.iter_mut().for_each(|c| c.2 = Share::Both);
+            known.ns = lay_out(&atoms, costs, mode, &known.cuts).ns;
+            search::two_phases(&atoms, costs, mode, known.ns).unwrap_or(known)
+        }
+        (Mode::ReduceScatterAllGather, None) => {
+            return Err(Error::argument("prices of reduce_scatter and all_gather are not known")
+                .who("a plan")
+                .hint("give them, or leave this mode out"));
+        }
+    };
+    let mut plan = lay_out(&atoms, costs, mode, &found.cuts);
+    plan.exact = found.exact;
+    Ok(plan)
+}
+
+/// Plays a partition: when what happens, and the bounds.
+fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut]) -> Plan {
+    let (n, backward, forward) = (a.len(), a.backward, a.forward[a.len()]);
+    let all = |bytes| costs.all_reduce.price(bytes);
+    let mut lane: f64 = 0.0;
+    let mut spend = |start: f64, price: crate::cost::Price| {
+        let start = lane.max(start);
+        lane = start + price.ns;
+        Span { start, end: lane, algorithm: price.algorithm }
+    };
+    let mut buckets: Vec<Bucket> = Vec::with_capacity(cuts.len());
+    for &(i, j, share) in cuts {
+        let bytes = a.bytes[j] - a.bytes[i];
+        let reduce = match (share, costs.halves) {
+            (Share::Forward, _) => Span { start: 0.0, end: 0.0, algorithm: "" },
+            (Share::Both, Some((r, _))) => spend(a.ready[j], r.price(bytes)),
+            _ => spend(a.ready[j], all(bytes)),
+        };
+        buckets.push(Bucket {
+            first: a.tensor[i + 1] as usize,
+            last: a.tensor[j] as usize,
+            offset: a.bytes[i],
+            bytes,
+            share,
+            ready: a.ready[j],
+            reduce,
+            gather: None,
+        });
+    }
+    for b in buckets.iter_mut().rev() {
+        match (b.share, costs.halves) {
+            (Share::Forward, _) => b.reduce = spend(backward, all(b.bytes)),
+            (Share::Both, Some((_, g))) => b.gather = Some(spend(backward, g.price(b.bytes))),
+            _ => {}
+        }
+    }
+    // The next forward pass: the last bucket holds the first layer.
+    let mut time = if mode == Mode::AllReduce { lane.max(backward) } else { backward };
+    let mut layers = vec![(0.0, 0.0); cuts.len()];
+    for (k, &(i, j, _)) in cuts.iter().enumerate().rev() {
+        let there = buckets[k].gather.unwrap_or(buckets[k].reduce).end;
+        let start = time.max(there);
+        time = start + (a.forward[j] - a.forward[i]);
+        layers[k] = (start, time);
+    }
+    let cheapest = |bytes| match (mode, costs.halves) {
+        (Mode::ReduceScatterAllGather, Some((r, g))) => r.price(bytes).ns + g.price(bytes).ns,
+        _ => all(bytes).ns,
+    };
+    let work = search::least_work(a, &cheapest)[0];
+    let after = if mode == Mode::AllReduce { forward } else { a.forward[1] };
+    let bound = Bound {
+        compute: backward + forward,
+        lane: a.ready[1] + work + after,
+        last: backward + cheapest(a.bytes[n] - a.bytes[n - 1]) + forward,
+    };
+    Plan { mode, buckets, ns: time, forward, backward, bound, layers, exact: true }
+}
+
+#[cfg(test)]
+mod tests;

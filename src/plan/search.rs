@@ -1,0 +1,258 @@
+//! The search: exact dynamic programming over contiguous partitions.
+//!
+//! Gradients lie in the order in which they become ready, one after the other; a bucket is an interval of
+//! that line. It may begin and end where a tensor does, and where a tensor is cut: the pieces in between are
+//! *atoms*. One lane carries all communication, one bucket at a time.
+//!
+//! A plan has two phases. In the first, while the backward pass runs, buckets go in order. In the second,
+//! buckets (or the second halves of all of them) go in the opposite order, which is that in which the next
+//! forward pass needs them; it starts when the first phase and the backward pass are over. Two numbers
+//! describe what a prefix of the line costs:
+//!
+//! * `e`: when the lane has done the prefix's work of the first phase, from the start of backward;
+//! * `h`: how long it takes from the start of the second phase until the next forward pass is over, as far as
+//!   the prefix decides that.
+//!
+//! A bucket that ends at atom `j`, ready at `r`, with `f` of forward time from its layers on, turns them into
+//!
+//! ```text
+//! allreduce in the first phase:   max(e, r) + T(bytes)      max(h, f)
+//! allreduce in the second:        e                         max(h, f) + T(bytes)
+//! one half in each:               max(e, r) + R(bytes)      max(h, f) + G(bytes)
+//! ```
+//!
+//! and the iteration takes `max(e, backward) + h`. Both rows rise with `e` and `h`, so a prefix that is
+//! no better in either can never win: it is enough to keep, for every prefix, the pairs that are not
+//! dominated. With allreduces in the first phase only, `h` is the same for all, and one pair is left: the
+//! textbook recursion.
+//!
+//! For allreduces in either phase nothing is lost by this form, against any order of the same buckets:
+//! what starts before the backward pass ends is best started in order of readiness, as only its end matters;
+//! what starts later is best started in order of need; and the bucket of the first layer, which
+//! is ready last and needed first, always starts later.
+
+use super::{Costs, Mode, Model, Share};
+
+/// The line of gradients in pieces that are not divided. Index 0 is before the first.
+pub(super) struct Atoms {
+    /// Bytes up to and including an atom.
+    pub bytes: Vec<u64>,
+    pub ready: Vec<f64>,
+    /// Forward time of all layers up to and including the atom's: these come last in the next forward pass.
+    pub forward: Vec<f64>,
+    /// A bucket that ends with this atom may begin here at the earliest: its elements have one type.
+    pub from: Vec<u32>,
+    pub tensor: Vec<u32>,
+    pub backward: f64,
+}
+
+impl Atoms {
+    /// Tensors above `cut` bytes in equal parts of at most that; 0: none.
+    pub fn new(model: &Model, cut: u64) -> Atoms {
+        let mut a = Atoms {
+            bytes: vec![0],
+            ready: vec![0.0],
+            forward: vec![0.0],
+            from: vec![0],
+            tensor: vec![0],
+            backward: model.backward(),
+        };
+        let (mut before, mut forward, mut dtype) = (0, 0.0, None);
+        for (i, t) in model.tensors().iter().enumerate() {
+            if dtype != Some(t.dtype) {
+                dtype = Some(t.dtype);
+                a.from.push(a.len() as u32);
+            } else {
+                a.from.push(a.from[a.len()]);
+            }
+            forward += t.forward;
+            let size = t.dtype.size() as u64;
+            let parts = if cut == 0 { 1 } else { t.bytes().div_ceil(cut.max(size)).max(1) };
+            for p in 1..=parts {
+                let elements = (u128::from(t.elements) * u128::from(p) / u128::from(parts)) as u64;
+                a.bytes.push(before + elements * size);
+                a.ready.push(t.ready);
+                a.forward.push(forward);
+                a.tensor.push(i as u32);
+                if p > 1 {
+                    a.from.push(a.from[a.len() - 1]);
+                }
+            }
+            before += t.bytes();
+        }
+        a
+    }
+
+    /// Their number.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - 1
+    }
+}
+
+/// A bucket: atoms after `.0` up to and including `.1`.
+pub(super) type Cut = (usize, usize, Share);
+
+/// What the search found.
+pub(super) struct Found {
+    pub cuts: Vec<Cut>,
+    /// Length of an iteration, ns.
+    pub ns: f64,
+    /// Nothing was left out of the search.
+    pub exact: bool,
+}
+
+/// More undominated pairs than this at one atom are thinned out.
+const WIDEST: usize = 512;
+
+/// Least work of the lane for the atoms from each on, all ready at once: `work(bytes)` for each bucket.
+pub(super) fn least_work(a: &Atoms, work: &impl Fn(u64) -> f64) -> Vec<f64> {
+    let n = a.len();
+    let mut least = vec![f64::INFINITY; n + 1];
+    least[n] = 0.0;
+    for i in (0..n).rev() {
+        // Sizes rise with j, and so do prices: the last one bounds the next ones from below.
+        let mut below = 0.0;
+        for j in i + 1..=n {
+            if a.from[j] as usize > i {
+                break;
+            }
+            if below + least[j] < least[i] {
+                below = work(a.bytes[j] - a.bytes[i]);
+                least[i] = least[i].min(below + least[j]);
+            }
+        }
+    }
+    least
+}
+
+/// All allreduces in the first phase: `e[j] = min over i of max(e[i], ready[j]) + T(i..j)`.
+pub(super) fn in_order(a: &Atoms, work: &impl Fn(u64) -> f64) -> Found {
+    let n = a.len();
+    let mut e = vec![0.0f64; n + 1];
+    let mut before = vec![0usize; n + 1];
+    for j in 1..=n {
+        let (mut best, mut from, mut below) = (f64::INFINITY, 0, 0.0);
+        for i in (a.from[j] as usize..j).rev() {
+            let start = e[i].max(a.ready[j]);
+            if start + below < best {
+                below = work(a.bytes[j] - a.bytes[i]);
+                if start + below < best {
+                    (best, from) = (start + below, i);
+                }
+            }
+            // Earlier beginnings start no sooner, and send more.
+            if e[i] <= a.ready[j] {
+                break;
+            }
+        }
+        (e[j], before[j]) = (best, from);
+    }
+    let mut cuts = Vec::new();
+    let mut j = n;
+    while j > 0 {
+        cuts.push((before[j], j, Share::Backward));
+        j = before[j];
+    }
+    cuts.reverse();
+    Found { cuts, ns: e[n].max(a.backward) + a.forward[n], exact: true }
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    e: f64,
+    h: f64,
+    /// The state before, and the atom at which it stands.
+    before: u32,
+    at: u32,
+    share: Share,
+}
+
+/// Both phases. `good`: a plan that takes this long is known; if nothing better is found, `None`.
+pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Option<Found> {
+    let n = a.len();
+    let halves = costs.halves.as_ref();
+    let all = |bytes| costs.all_reduce.price(bytes).ns;
+    let both = |bytes| halves.map_or(f64::INFINITY, |(r, g)| r.price(bytes).ns + g.price(bytes).ns);
+    let least = match mode {
+        Mode::ReduceScatterAllGather => least_work(a, &both),
+        _ => least_work(a, &all),
+    };
+    // A gain of less than a millionth is not worth the search for it.
+    let good = good * (1.0 - 1e-6);
+    let mut states = vec![State { e: 0.0, h: 0.0, before: 0, at: 0, share: Share::Backward }];
+    let mut fronts = vec![0..1usize];
+    // Least e + h of each front.
+    let mut sums = vec![0.0];
+    let mut exact = true;
+    let mut new: Vec<State> = Vec::new();
+    for j in 1..=n {
+        new.clear();
+        let (r, f) = (a.ready[j], a.forward[j]);
+        // The next bucket is not ready sooner than the next atom, and its layers need at least that long.
+        let (next_r, next_f) = if j < n { (a.ready[j + 1], a.forward[j + 1]) } else { (a.backward, f) };
+        let mut below = 0.0;
+        for i in (a.from[j] as usize..j).rev() {
+            if sums[i] + below + least[j] >= good {
+                continue;
+            }
+            let bytes = a.bytes[j] - a.bytes[i];
+            let (first, second) = match (mode, halves) {
+                (Mode::ReduceScatterAllGather, Some((r, g))) => (r.price(bytes).ns, g.price(bytes).ns),
+                _ => (all(bytes), 0.0),
+            };
+            below = first + second;
+            let mut idle = false;
+            for s in fronts[i].clone() {
+                let State { e, h, .. } = states[s];
+                idle |= e <= r && h <= f;
+                let mut add = |e: f64, h: f64, share| {
+                    let (e, h) = (e.max(next_r), h.max(next_f));
+                    if e.max(a.backward) + h < good && e + h + least[j] < good {
+                        new.push(State { e, h, before: s as u32, at: j as u32, share });
+                    }
+                };
+                match mode {
+                    Mode::ReduceScatterAllGather => add(e.max(r) + first, h.max(f) + second, Share::Both),
+                    Mode::AllReduce => add(e.max(r) + first, h.max(f), Share::Backward),
+                    Mode::Priority => {
+                        add(e.max(r) + first, h.max(f), Share::Backward);
+                        add(e, h.max(f) + first, Share::Forward);
+                    }
+                }
+            }
+            // Whoever begins earlier starts no sooner in either phase, and sends more.
+            if idle {
+                break;
+            }
+        }
+        new.sort_unstable_by(|x, y| x.e.total_cmp(&y.e).then(x.h.total_cmp(&y.h)));
+        let start = states.len();
+        let mut lowest = f64::INFINITY;
+        for s in &new {
+            if s.h < lowest {
+                lowest = s.h;
+                states.push(*s);
+            }
+        }
+        let width = states.len() - start;
+        if width > WIDEST {
+            exact = false;
+            for k in 0..WIDEST {
+                states[start + k] = states[start + k * (width - 1) / (WIDEST - 1)];
+            }
+            states.truncate(start + WIDEST);
+        }
+        fronts.push(start..states.len());
+        sums.push(states[start..].iter().map(|s| s.e + s.h).fold(f64::INFINITY, f64::min));
+    }
+    let ns = |s: &State| s.e.max(a.backward) + s.h;
+    let last = states[fronts[n].clone()].iter().min_by(|x, y| ns(x).total_cmp(&ns(y)))?;
+    let (ns, mut s, mut cuts) = (ns(last), *last, Vec::new());
+    while s.at > 0 {
+        let before = states[s.before as usize];
+        cuts.push((before.at as usize, s.at as usize, s.share));
+        s = before;
+    }
+    cuts.reverse();
+    Some(Found { cuts, ns, exact })
+}
