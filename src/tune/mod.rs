@@ -10,6 +10,8 @@ mod profile;
 mod table;
 
 pub use predict::{Candidate, Model, Predictor};
+#[doc(hidden)]
+pub use profile::fuzz_profile;
 pub use profile::{Profile, Run};
 pub use table::{Place, Table};
 

@@ -148,8 +148,8 @@ impl Text<'_> {
                 let get = |k: &str| t.get(k).map(|v| self.number(v, k)).transpose();
                 let (ns, gbs) = (get("ns")?.unwrap_or(0.0), get("gbs")?);
                 match gbs {
-                    Some(0.0) => {
-                        Err(self.wrong(v.span().start, format!("`{name}` has 0 GB/s"), "more than 0"))
+                    Some(g) if g < 1e-9 => {
+                        Err(self.wrong(v.span().start, format!("`{name}` has {g} GB/s"), "more than 0"))
                     }
                     _ => Ok(Curve::line(ns, gbs.map_or(0.0, |g| 1.0 / g))),
                 }
@@ -178,7 +178,7 @@ impl Text<'_> {
 
     fn model(&self, v: &Value) -> Result<Model> {
         let t = self.table(v, "machine")?;
-        let keys = ["call", "op", "copy", "fold", "stretch", "cores", "switch", "inside", "across"];
+        let keys = ["call", "op", "copy", "fold", "stretch", "cores", "core_hosts", "switch", "inside", "across"];
         self.known(t, "[machine]", &keys)?;
         let number = |k: &str| t.get(k).map_or(Ok(0.0), |v| self.number(v, k));
         let curve = |k: &str| t.get(k).map_or(Ok(Curve::default()), |v| self.curve(v, k));
@@ -193,6 +193,10 @@ impl Text<'_> {
             copy: curve("copy")?,
             fold: curve("fold")?,
             cores: cores.map(|c| u32::try_from(c).unwrap_or(u32::MAX)),
+            core_hosts: match t.get("core_hosts") {
+                None => 1,
+                Some(v) => u32::try_from(self.whole(v, "core_hosts")?).unwrap_or(u32::MAX),
+            },
             switch: number("switch")?,
             trunk: None,
         };
@@ -340,7 +344,8 @@ impl Profile {
             s += "\n[about]\n";
         }
         for (k, v) in &self.about {
-            let _ = writeln!(s, "{k} = {}", quoted(v));
+            let key = if k.bytes().all(|b| b.is_ascii_alphanumeric()) && !k.is_empty() { k.clone() } else { quoted(k) };
+            let _ = writeln!(s, "{key} = {}", quoted(v));
         }
         if let Some(m) = &self.model {
             model(&mut s, m);
@@ -378,6 +383,19 @@ impl Profile {
             Error::new(Code::SystemError, format!("cannot write {}: {e}", path.display()))
                 .hint("choose a place that can be written to")
         })
+    }
+}
+
+/// Feeds the parser, for fuzzing: what it takes is written, and read again as the same.
+#[doc(hidden)]
+pub fn fuzz_profile(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Profile::parse("fuzz", text) {
+        Err(e) => assert!(e.who.starts_with("fuzz, line ") && !e.hint.is_empty(), "{e}"),
+        Ok(p) => {
+            let again = Profile::parse("again", &p.to_toml());
+            assert!(again.is_ok_and(|a| a.to_toml() == p.to_toml()), "{}", p.to_toml());
+        }
     }
 }
 
@@ -436,6 +454,7 @@ fn model(s: &mut String, model: &Model) {
     );
     if let Some(cores) = m.cores {
         let _ = writeln!(s, "cores = {cores} # of a host, which its ranks share");
+        let _ = writeln!(s, "core_hosts = {} # that have these cores together", m.core_hosts);
     }
     let _ = writeln!(s, "switch = {} # a core goes to another rank", number(m.switch));
     for (name, about, l) in
@@ -485,8 +504,9 @@ mod tests {
         let (place, _, choice) = p.table.rows().next().unwrap();
         p.runs.push(Run { place, bytes: 4, choice, measured: 100.0, predicted: 90.0 });
         let again = Profile::parse("again", &p.to_toml()).unwrap();
-        assert_eq!(again, p, "{}", p.to_toml());
+        assert_eq!(again.to_toml(), p.to_toml());
         assert_eq!(again.table.digest(), p.table.digest());
+        assert_eq!((again.about, again.runs, again.table), (p.about, p.runs, p.table));
     }
 
     /// Every mistake is named, with its line.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use graccl::cost::{Curve, Level, Machine};
 use graccl::schedule::Algorithm;
-use graccl::tune::{Choice, Model, Place, Predictor, Run};
+use graccl::tune::{self, Choice, Model, Place, Predictor, Run};
 use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
 
 use super::bench::Bench;
@@ -231,10 +231,19 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     if let Some(l) = across {
         m.across = l;
     }
-    let crowded = bench.job.size as u32 > cores;
-    m.cores = crowded.then_some(cores);
+    // Hosts of the same name are one machine that plays several: they share its cores.
+    let names = bench.job.gather(&host_name())?;
+    let here = names.iter().filter(|n| **n == names[0]).count();
+    let shared = (0..names.len()).filter(|&r| names[r] == names[0]).map(|r| hosts[r]).max().unwrap_or(0) + 1;
+    let crowded = here as u32 > cores;
+    (m.cores, m.core_hosts) = (crowded.then_some(cores), if crowded { shared } else { 1 });
     m.switch = if crowded { 1200.0 } else { 0.0 };
     Ok(Model::new(m))
+}
+
+/// The system's name for this machine.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string()
 }
 
 /// Sizes whose calls the machine is fitted to, and those in between that only check it.
@@ -259,13 +268,12 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
     let hierarchical = bench.layout.groups.len() > 1 && bench.layout.groups.len() < bench.job.size;
     let choice = |name: &str| {
         let algorithm = Algorithm::by_name(Collective::AllReduce, name).expect("it is built in");
-        Choice { algorithm, ways: 1, message: 256 << 10 }
+        tune::forced(&bench.layout, algorithm)
     };
-    let mut known = vec![choice("direct"), choice("ring")];
+    let known = [choice("direct"), choice("ring")];
     let mut unknown = vec![choice("recursive_doubling"), choice("halving_doubling")];
     if hierarchical {
-        known.push(choice("hier_2d"));
-        unknown.push(choice("hier_leader"));
+        unknown.extend([choice("hier_2d"), choice("hier_leader")]);
     }
     let all: Vec<Choice> = known.iter().chain(&unknown).copied().collect();
     let (mut runs, mut others) = (Vec::new(), Vec::new());
