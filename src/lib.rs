@@ -6,7 +6,7 @@
 //! is the same for C. [`record`] lets others see what a process waits for. Imports point downwards only, in this order:
 //!
 //! ```text
-//! capi -> comm -> tune, exec -> cost, schedule, transport, reduce, memory, bootstrap, record -> types, error, log
+//! capi -> comm -> tune, exec -> sim -> cost, schedule, transport, reduce, memory, bootstrap, record -> types, error, log
 //! ```
 //!
 //! `docs/design.md` explains why.
@@ -24,6 +24,7 @@ pub mod plan;
 pub mod record;
 pub mod reduce;
 pub mod schedule;
+pub mod sim;
 pub mod transport;
 pub mod tune;
 pub mod types;

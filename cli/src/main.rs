@@ -3,7 +3,9 @@
 mod launch;
 mod perf;
 mod schedules;
+mod sim;
 mod status;
+mod tune;
 mod verify;
 
 use std::process::ExitCode;
@@ -24,10 +26,14 @@ enum Command {
     Run(launch::RunArgs),
     /// Time a collective and check its results (the flags and rows of nccl-tests).
     Perf(Box<perf::PerfArgs>),
+    /// Measure the machine and choose algorithms for it: a profile.
+    Tune(tune::TuneArgs),
     /// Show what the processes on this host do, and whom they wait for.
     Status(status::StatusArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
     Verify(verify::VerifyArgs),
+    /// Simulate collectives on a described cluster, up to 100 000 ranks.
+    Sim(sim::SimArgs),
     /// Print one schedule.
     Show(verify::ShowArgs),
 }
@@ -36,8 +42,10 @@ fn main() -> ExitCode {
     let (name, result) = match Cli::parse().command {
         Command::Run(a) => ("run", launch::main(a)),
         Command::Perf(a) => ("perf", perf::main(&a)),
+        Command::Tune(a) => ("tune", tune::main(&a)),
         Command::Status(a) => ("status", status::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
+        Command::Sim(a) => ("sim", sim::main(a)),
         Command::Show(a) => ("show", verify::show(a)),
     };
     match result {

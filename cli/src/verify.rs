@@ -203,7 +203,7 @@ pub fn show(args: ShowArgs) -> Result<u8> {
 }
 
 /// Writes to stdout. Whoever closes it early has seen enough: that ends the program quietly.
-fn say(text: &str) -> Result<()> {
+pub fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -35,6 +35,7 @@ pub use request::{Callback, Request};
 use crate::bootstrap::{self, Bootstrap, UniqueId};
 use crate::record::{Identity, Recorder};
 use crate::schedule::{self, Collective};
+use crate::tune::{Choice, Layout};
 use crate::{Code, DataType, Element, Error, RedOp, Reduction, Result};
 use call::{Key, Verb, Work};
 use fabric::Fabric;
@@ -381,6 +382,29 @@ impl Communicator {
         self.shared.phase.lock().ready()?.plan(&work)
     }
 
+    /// Has calls of the choice's collective done so, and not as would be chosen otherwise; `None` ends it. For
+    /// measuring. The same on all ranks, at the same place among the calls; no call may be under way.
+    pub fn force(&self, choice: Option<Choice>) -> Result<()> {
+        let mut phase = self.shared.phase.lock();
+        let inner = phase.ready()?;
+        if !inner.is_idle() {
+            return Err(Error::usage("calls are under way").hint("wait for them first"));
+        }
+        if let Some(c) = choice
+            && (c.ways == 0 || c.message == 0)
+        {
+            return Err(Error::argument(format!("{} ways, messages of {} bytes", c.ways, c.message))
+                .hint("both must be at least 1"));
+        }
+        inner.force(choice);
+        Ok(())
+    }
+
+    /// What all ranks know of it, and choices depend on.
+    pub fn layout(&self) -> Result<Layout> {
+        Ok(self.shared.phase.lock().ready()?.layout.clone())
+    }
+
     // ---- collectives ----
 
     /// Reduces every rank's `data` in place: see [`Communicator::call`] for the errors.
@@ -711,7 +735,9 @@ impl Shared {
             world: &[],
             hosts: &[],
         });
-        let boot = Bootstrap::rendezvous(id, self.rank(), self.size(), config.init_timeout, &self.abort)?;
+        let table = config.profile.as_ref().map_or(0, |t| t.digest());
+        let boot = Bootstrap::join(id, self.rank(), self.size(), table, config.init_timeout, &self.abort)?;
+        same_profile(&boot.members)?;
         let hosts = schedule::Groups::new(&boot.hosts).len();
         if config.transport == TransportChoice::Shm && hosts > 1 {
             return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {hosts} hosts"))
@@ -741,6 +767,30 @@ fn check(rank: usize, size: usize, config: &Config) -> Result<()> {
             .hint(format!("use auto or one of {}", names.join(", "))));
     }
     Ok(())
+}
+
+/// Ranks with different choices would do different things in one call.
+fn same_profile(members: &[bootstrap::Member]) -> Result<()> {
+    let most = |m: &bootstrap::Member| members.iter().filter(|o| o.profile == m.profile).count();
+    let Some(usual) = members.iter().max_by_key(|m| (most(m), std::cmp::Reverse(m.rank))) else {
+        return Ok(());
+    };
+    let odd: Vec<&bootstrap::Member> = members.iter().filter(|m| m.profile != usual.profile).collect();
+    let Some(first) = odd.first() else { return Ok(()) };
+    let name = |m: &bootstrap::Member| match m.profile {
+        0 => "none".to_string(),
+        digest => format!("{digest:016x}"),
+    };
+    let ranks: Vec<String> = odd.iter().take(8).map(|m| m.who()).collect();
+    let more = if odd.len() > ranks.len() { format!(" and {} more", odd.len() - ranks.len()) } else { String::new() };
+    Err(Error::usage(format!(
+        "ranks use different profiles: {} {}, the others {}",
+        first.who(),
+        name(first),
+        name(usual)
+    ))
+    .who(ranks.join(", ") + &more)
+    .hint("set GRACCL_PROFILE to files with the same choices on all ranks, or on none"))
 }
 
 fn same_length(long: usize, short: usize, times: usize) -> Result<()> {

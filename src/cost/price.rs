@@ -58,7 +58,8 @@ impl Linear {
         Linear::new("direct", if n > 1 { 2.0 * alpha } else { 0.0 }, part * (2.0 * beta + gamma))
     }
 
-    /// Recursive doubling: log2(n) messages of all the bytes. For powers of two; others cost two steps more.
+    /// Recursive doubling: log2(n) messages of all the bytes. Where n is no power of two, two steps more, which
+    /// is the most that it may take: they overlap in part.
     pub fn doubling(n: u32, alpha: f64, beta: f64, gamma: f64) -> Linear {
         let (steps, extra) = if n.is_power_of_two() { (log2(n), 0.0) } else { (log2(n) - 1.0, 2.0) };
         let sent = steps + extra;

@@ -111,7 +111,7 @@ fn config(a: &PerfArgs, algorithm: Option<&str>) -> Result<Config> {
 }
 
 /// Binds this process to core `rank` mod the number of cores that it may use.
-fn pin(rank: usize) -> Result<usize> {
+pub fn pin(rank: usize) -> Result<usize> {
     // SAFETY: plain calls on a local set, with its size.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();

@@ -33,7 +33,7 @@ use crate::reduce::{self};
 use crate::schedule::{self, Groups};
 use crate::transport::AnyLink;
 use crate::transport::tcp::TcpConn;
-use crate::tune::Layout;
+use crate::tune::{Choice, Layout};
 use crate::{Error, Result};
 
 pub use prepare::Prepared;
@@ -110,6 +110,8 @@ pub struct Inner {
     /// Calls that are over and whose waiters have not been told.
     pub finished: Vec<(Arc<Done>, Result<()>)>,
     pub failed: Option<Error>,
+    /// How calls of its collective are done, whatever else would be chosen.
+    forced: Option<Choice>,
     checked: Option<Instant>,
     /// Communicators made from this one.
     pub children: u32,
@@ -230,6 +232,7 @@ impl Inner {
             side: VecDeque::new(),
             finished: Vec::new(),
             failed: None,
+            forced: None,
             checked: None,
             children: 0,
             listed: false,

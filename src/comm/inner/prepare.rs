@@ -122,14 +122,31 @@ fn named(config: &Config, c: schedule::Collective) -> Option<&'static Algorithm>
 }
 
 impl Inner {
+    /// Calls are done so from now on, whatever was prepared.
+    pub fn force(&mut self, choice: Option<Choice>) {
+        self.forced = choice;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        self.prepared.clear();
+        self.by_key.clear();
+        self.quick = [u32::MAX; QUICK];
+    }
+
     fn choose(&mut self, key: &Key, bytes: Option<usize>) -> Result<Choice> {
         let collective = key.verb.collective().ok_or_else(|| Error::internal("a choice for a message"))?;
         if self.packs(key) {
             return self.choose_packing(key);
         }
-        let choice = match named(&self.config, collective) {
-            Some(a) => tune::forced(&self.layout, a),
-            None => tune::choose(collective, &self.layout, bytes),
+        let frozen = || {
+            let table = self.config.profile.as_ref()?;
+            table.choose(collective, &self.layout, bytes?)
+        };
+        let choice = match (self.forced, named(&self.config, collective)) {
+            (Some(c), _) if c.algorithm.collective == collective => c,
+            (_, Some(a)) => tune::forced(&self.layout, a),
+            _ => frozen().unwrap_or_else(|| tune::choose(collective, &self.layout, bytes)),
         };
         if !self.config.deterministic || !collective.reduces() || self.canonical(key, choice.algorithm) {
             return Ok(choice);
@@ -198,7 +215,7 @@ impl Inner {
     }
 
     fn room(&self, c: &Choice) -> usize {
-        if self.layout.all_tcp { c.message } else { c.message.min(shm::MESSAGE) }
+        tune::room(&self.layout, c.message)
     }
 
     /// How a call will be carried out.
@@ -208,12 +225,7 @@ impl Inner {
         let (program, longest) = self.program(&work.key, choice.algorithm)?;
         let block = work.key.count * work.key.dtype.size();
         let tiles = tune::tiles(block, program.chunks, longest, self.room(&choice));
-        let transport = match (self.size(), self.layout.any_tcp, self.layout.all_tcp) {
-            (1, ..) => "self",
-            (_, false, _) => "shm",
-            (_, true, true) => "tcp",
-            (_, true, false) => "shm+tcp",
-        };
+        let transport = self.layout.transport();
         Ok(PlanInfo { algorithm: choice.algorithm.name, transport, tiles, ways: choice.ways.min(tiles) })
     }
 
@@ -247,9 +259,7 @@ impl Inner {
         self.warm(&prepared);
         if cached {
             if self.prepared.len() >= PREPARED_MAX {
-                self.prepared.clear();
-                self.by_key.clear();
-                self.quick = [u32::MAX; QUICK];
+                self.forget();
             }
             let i = self.prepared.len() as u32;
             self.prepared.push(prepared.clone());

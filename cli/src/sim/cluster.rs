@@ -1,0 +1,258 @@
+//! Clusters as TOML files: hosts, and what their parts cost.
+
+use std::path::Path;
+
+use graccl::cost::{Curve, Level, Machine, Trunk};
+use graccl::schedule::Groups;
+use graccl::sim::Noise;
+use graccl::{Error, Result};
+use serde::Deserialize;
+
+/// The clusters that need no file.
+const BUILT_IN: [(&str, &str); 4] = [
+    ("p40-100g", include_str!("clusters/p40-100g.toml")),
+    ("nvlink-400g", include_str!("clusters/nvlink-400g.toml")),
+    ("v100-25g", include_str!("clusters/v100-25g.toml")),
+    ("1g-ethernet", include_str!("clusters/1g-ethernet.toml")),
+];
+
+pub struct Cluster {
+    pub name: String,
+    pub hosts: usize,
+    pub ranks_per_host: usize,
+    pub machine: Machine,
+    pub noise: Noise,
+}
+
+/// The file. Times are ns, sizes bytes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    hosts: usize,
+    ranks_per_host: usize,
+    #[serde(default)]
+    call: f64,
+    #[serde(default)]
+    op: f64,
+    #[serde(default)]
+    copy: Cost,
+    #[serde(default)]
+    fold: Cost,
+    cores: Option<u32>,
+    #[serde(default)]
+    switch: f64,
+    inside: LevelFile,
+    across: Option<LevelFile>,
+    trunk: Option<TrunkFile>,
+    #[serde(default)]
+    noise: NoiseFile,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct LevelFile {
+    #[serde(default)]
+    send: Cost,
+    #[serde(default)]
+    recv: Cost,
+    latency: f64,
+    #[serde(default)]
+    link: Cost,
+    #[serde(default)]
+    links: u32,
+    #[serde(default = "depth")]
+    depth: u32,
+}
+
+fn depth() -> u32 {
+    4
+}
+
+/// A number of ns, a line, or points (bytes, ns).
+#[derive(Deserialize, Clone)]
+#[serde(untagged)]
+enum Cost {
+    Constant(f64),
+    Points(Vec<(f64, f64)>),
+    Line(LineFile),
+}
+
+/// `ns + bytes / gbs`: 1 GB/s is a byte per ns.
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct LineFile {
+    #[serde(default)]
+    ns: f64,
+    gbs: Option<f64>,
+}
+
+impl Default for Cost {
+    fn default() -> Cost {
+        Cost::Constant(0.0)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrunkFile {
+    hosts: u32,
+    oversubscription: f64,
+    #[serde(default)]
+    latency: f64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct NoiseFile {
+    seed: u64,
+    core: f64,
+    wire: f64,
+    slow: Vec<(usize, f64)>,
+    late: Vec<(usize, f64)>,
+}
+
+impl Cost {
+    fn curve(&self, name: &str) -> Result<Curve> {
+        let bad = |what: String| {
+            Err(Error::argument(what).who(name).hint("times are not negative, bandwidths more than 0"))
+        };
+        match self {
+            Cost::Constant(ns) | Cost::Line(LineFile { ns, .. }) if !(*ns >= 0.0 && ns.is_finite()) => {
+                bad(format!("takes {ns} ns"))
+            }
+            Cost::Constant(ns) | Cost::Line(LineFile { ns, gbs: None }) => Ok(Curve::constant(*ns)),
+            Cost::Line(LineFile { gbs: Some(gbs), .. }) if !(*gbs > 0.0) => bad(format!("has {gbs} GB/s")),
+            Cost::Line(LineFile { ns, gbs: Some(gbs) }) => Ok(Curve::line(*ns, 1.0 / gbs)),
+            Cost::Points(points) => Curve::new(points.clone()).map_err(|e| e.who(name)),
+        }
+    }
+}
+
+impl LevelFile {
+    fn level(&self, name: &str) -> Result<Level> {
+        Ok(Level {
+            send: self.send.curve(&format!("{name}.send"))?,
+            recv: self.recv.curve(&format!("{name}.recv"))?,
+            latency: self.latency,
+            link: self.link.curve(&format!("{name}.link"))?,
+            links: self.links,
+            depth: self.depth,
+        })
+    }
+}
+
+impl Cluster {
+    /// A built-in cluster of this name, or the file.
+    pub fn load(what: &str) -> Result<Cluster> {
+        if let Some((name, text)) = BUILT_IN.iter().find(|b| b.0 == what) {
+            return Cluster::parse(name, text);
+        }
+        let text = std::fs::read_to_string(what).map_err(|e| {
+            let names: Vec<&str> = BUILT_IN.iter().map(|b| b.0).collect();
+            Error::argument(format!("cannot read cluster `{what}`: {e}"))
+                .hint(format!("give a TOML file (docs/simulator.md) or one of: {}", names.join(", ")))
+        })?;
+        let name = Path::new(what).file_stem().map_or(what.into(), |s| s.to_string_lossy().into_owned());
+        Cluster::parse(&name, &text)
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Cluster> {
+        let file: File = toml::from_str(text).map_err(|e| {
+            Error::argument(e.to_string().trim_end().to_string())
+                .who(format!("cluster {name}"))
+                .hint("docs/simulator.md lists what a cluster file has")
+        })?;
+        let inside = file.inside.level("inside")?;
+        let across = match &file.across {
+            Some(level) => level.level("across")?,
+            None if file.hosts > 1 => {
+                return Err(Error::argument("several hosts, and nothing about the way across")
+                    .who(format!("cluster {name}"))
+                    .hint("add [across], or say hosts = 1"));
+            }
+            None => inside.clone(),
+        };
+        let machine = Machine {
+            inside,
+            across,
+            call: file.call,
+            op: file.op,
+            copy: file.copy.curve("copy")?,
+            fold: file.fold.curve("fold")?,
+            cores: file.cores,
+            core_hosts: 1,
+            switch: file.switch,
+            trunk: file.trunk.map(|t| Trunk {
+                hosts: t.hosts,
+                oversubscription: t.oversubscription,
+                latency: t.latency,
+            }),
+        };
+        machine.check().map_err(|e| e.who(format!("cluster {name}")))?;
+        if file.hosts == 0 || file.ranks_per_host == 0 {
+            return Err(Error::argument("no hosts or no ranks")
+                .who(format!("cluster {name}"))
+                .hint("hosts and ranks_per_host are at least 1"));
+        }
+        let NoiseFile { seed, core, wire, slow, late } = file.noise;
+        Ok(Cluster {
+            name: name.into(),
+            hosts: file.hosts,
+            ranks_per_host: file.ranks_per_host,
+            machine,
+            noise: Noise { seed, core, wire, slow, late },
+        })
+    }
+
+    /// The ranks on their hosts: as many as the file says, or as asked for.
+    pub fn groups(&self, ranks: Option<u32>, hosts: Option<u32>) -> Result<Groups> {
+        let per = self.ranks_per_host;
+        let (ranks, hosts) = match (ranks.map(|r| r as usize), hosts.map(|h| h as usize)) {
+            (None, hosts) => {
+                let hosts = hosts.unwrap_or(self.hosts);
+                (hosts.saturating_mul(per), hosts)
+            }
+            (Some(ranks), None) => (ranks, ranks.div_ceil(per)),
+            (Some(ranks), Some(hosts)) => (ranks, hosts),
+        };
+        const MOST: usize = 1 << 20;
+        if ranks > MOST {
+            return Err(Error::argument(format!("{ranks} ranks are too many"))
+                .hint(format!("simulate at most {MOST}")));
+        }
+        Ok(Groups::new(&crate::launch::hosts_of_ranks(ranks, hosts)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_clusters_parse() {
+        for (name, _) in BUILT_IN {
+            let c = Cluster::load(name).unwrap();
+            let groups = c.groups(None, None).unwrap();
+            assert_eq!((groups.n(), groups.len()), (c.hosts * c.ranks_per_host, c.hosts), "{name}");
+        }
+        let c = Cluster::load("p40-100g").unwrap();
+        assert_eq!(c.groups(Some(20), None).unwrap().len(), 3);
+        assert_eq!(c.groups(Some(20), Some(2)).unwrap().len(), 2);
+        assert!(c.groups(Some(2), Some(3)).is_err());
+        assert_eq!(c.machine.across.link.at(11.5e9), 1e9);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let level = "[inside]\nlatency = 100\n";
+        let bad = |text: &str| Cluster::parse("x", text).err().map(|e| e.to_string()).unwrap_or_default();
+        let head = "hosts = 1\nranks_per_host = 2\n";
+        assert_eq!(bad(&format!("{head}{level}")), "");
+        assert!(bad(&format!("{head}cpoy = 1\n{level}")).contains("cpoy"));
+        assert!(bad(&format!("{head}copy = {{ gbs = 0 }}\n{level}")).contains("0 GB/s"));
+        assert!(bad(&format!("{head}copy = [[4, 1], [2, 1]]\n{level}")).contains("copy"));
+        assert!(bad(&format!("hosts = 2\nranks_per_host = 2\n{level}")).contains("the way across"));
+        assert!(bad(&format!("{head}[inside]\nlatency = -1\n")).contains("inside.latency"));
+        assert!(bad(&format!("{head}fold = -3.0\n{level}")).contains("-3 ns"));
+    }
+}

@@ -1,0 +1,109 @@
+//! `graccl sim`: collectives on described clusters, in virtual time.
+
+mod cluster;
+mod table;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use graccl::sim::{Candidates, Noise, Pricer};
+use graccl::{Error, Result};
+
+use crate::perf::parse_size;
+use crate::schedules;
+use cluster::Cluster;
+use table::Table;
+
+#[derive(Args)]
+#[command(after_help = "\
+Clusters: p40-100g, nvlink-400g, v100-25g, 1g-ethernet, or a TOML file (docs/simulator.md).
+
+Columns: size of the larger buffer of a rank; algorithm x tiles / ways; time from the call to the end on the
+last rank; algbw and busbw as in nccl-tests; steps: messages, one after the other, that determined the time;
+of that time the share on cores, in latencies, on links, waiting for links; then how much of the time the
+busiest link across hosts, link inside a host and core were busy; ranks played (fewer than all where hosts
+are alike), and how long playing took.
+
+Exit status: 0 if all was simulated, 1 if not, 2 for wrong flags or files.")]
+pub struct SimArgs {
+    /// Cluster: a built-in one, or a file
+    #[arg(long, value_name = "NAME|FILE", default_value = "p40-100g")]
+    cluster: String,
+    /// Ranks [default: all of the cluster]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: Option<u32>,
+    /// Hosts [default: as many as the ranks fill]
+    #[arg(long, value_name = "H", value_parser = clap::value_parser!(u32).range(1..))]
+    hosts: Option<u32>,
+    /// Collective
+    #[arg(long, value_name = "NAME", default_value = "all_reduce")]
+    collective: String,
+    /// Algorithm; auto takes the cheapest for each size, all shows the cheapest form of each
+    #[arg(long, value_name = "NAME|all|auto", default_value = "auto")]
+    algo: String,
+    /// Sizes, bytes; K, M and G mean 2^10, 2^20 and 2^30
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size,
+          default_value = "4,1K,32K,256K,1M,8M,64M,256M")]
+    sizes: Vec<usize>,
+    /// Largest message to aim at, bytes [default: the cheapest of 64K, 256K, 1M, .. 64M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    message: Option<usize>,
+    /// Tiles worked on at a time [default: the cheapest of 1, 2, 4]
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u32).range(1..=64))]
+    ways: Option<u32>,
+    /// Root, for collectives that have one
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    root: u32,
+    /// Play every rank and every tile, also where hosts are alike
+    #[arg(long)]
+    full: bool,
+    /// Write the results to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the results to FILE as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+/// `graccl sim`.
+pub fn main(a: SimArgs) -> Result<u8> {
+    let cluster = Cluster::load(&a.cluster)?;
+    let groups = cluster.groups(a.ranks, a.hosts)?;
+    let collective = schedules::collective(&a.collective)?;
+    if a.root as usize >= groups.n() || a.root > 0 && !collective.rooted() {
+        return Err(Error::argument(format!("root {} of {} ranks", a.root, groups.n()))
+            .who(collective.name())
+            .hint("a root is one of the ranks, of a collective that has one"));
+    }
+    let mut candidates = Candidates::of(collective, &groups);
+    if let Some(message) = a.message {
+        candidates.messages = vec![u32::try_from(message).unwrap_or(u32::MAX)];
+    }
+    if let Some(ways) = a.ways {
+        candidates.ways = vec![ways];
+    }
+    if !matches!(a.algo.as_str(), "all" | "auto") {
+        candidates.algorithms = vec![schedules::find(collective, &a.algo)?];
+    }
+    // With a root or with noise ranks are not alike, and every tile is another.
+    let pricer = match a.full || a.root > 0 || cluster.noise != Noise::default() {
+        true => {
+            let call = (collective, a.root as usize);
+            Pricer::in_full(call, &groups, &cluster.machine, candidates, cluster.noise.clone())?
+        }
+        false => Pricer::new(collective, &groups, &cluster.machine, candidates)?,
+    };
+    let mut table = Table::new(&cluster.name, &groups, collective);
+    table.head()?;
+    for &bytes in &a.sizes {
+        let choices = match a.algo.as_str() {
+            "all" => pricer.each(bytes as u64)?,
+            _ => vec![pricer.cheapest(bytes as u64)?],
+        };
+        for choice in choices {
+            table.row(bytes as u64, &choice)?;
+        }
+    }
+    table.write(a.json.as_deref(), a.csv.as_deref())?;
+    Ok(0)
+}
