@@ -2,6 +2,7 @@
 
 mod launch;
 mod perf;
+mod plan;
 mod schedules;
 mod status;
 mod verify;
@@ -24,6 +25,8 @@ enum Command {
     Run(launch::RunArgs),
     /// Time a collective and check its results (the flags and rows of nccl-tests).
     Perf(Box<perf::PerfArgs>),
+    /// Plan which gradients to send together, and compare with what others do.
+    Plan(Box<plan::PlanArgs>),
     /// Show what the processes on this host do, and whom they wait for.
     Status(status::StatusArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let (name, result) = match Cli::parse().command {
         Command::Run(a) => ("run", launch::main(a)),
         Command::Perf(a) => ("perf", perf::main(&a)),
+        Command::Plan(a) => ("plan", plan::main(*a)),
         Command::Status(a) => ("status", status::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Show(a) => ("show", verify::show(a)),

@@ -92,7 +92,10 @@ impl Model {
         let names: Vec<&str> = head.split(',').map(str::trim).collect();
         let at = COLUMNS.map(|c| names.iter().position(|n| *n == c));
         if let Some(i) = (0..4).find(|&i| at[i].is_none()) {
-            return Err(wrong(format!("there is no column `{}` in the first line", COLUMNS[i]), "a model file"));
+            return Err(wrong(
+                format!("there is no column `{}` in the first line", COLUMNS[i]),
+                "a model file",
+            ));
         }
         let mut tensors = Vec::new();
         for (number, line) in lines {
@@ -145,14 +148,18 @@ impl Model {
         self
     }
 
-    /// The same model on a machine that takes `ns` for forward and backward together.
-    pub fn in_time(mut self, ns: f64) -> Model {
-        let factor = ns / (self.forward() + self.backward());
-        for t in &mut self.tensors {
-            t.ready *= factor;
-            t.forward *= factor;
+    /// The same model on a machine that takes `ns` for forward and backward together. `InvalidArgument` if
+    /// the model has no times to scale.
+    pub fn in_time(mut self, ns: f64) -> Result<Model> {
+        let now = self.forward() + self.backward();
+        if now <= 0.0 {
+            return Err(wrong("has no times that could be scaled", "a model"));
         }
-        self
+        for t in &mut self.tensors {
+            t.ready *= ns / now;
+            t.forward *= ns / now;
+        }
+        Ok(self)
     }
 }
 
@@ -241,7 +248,7 @@ mod tests {
         assert_eq!(m.bytes(), 80);
         assert_eq!((m.tensors()[0].ready, m.backward(), m.forward()), (1500.0, 2000.0, 0.0));
         assert_eq!(m.clone().sent_as(DataType::F16).bytes(), 60);
-        assert_eq!(m.clone().in_time(4000.0).backward(), 4000.0);
+        assert_eq!(m.clone().in_time(4000.0).unwrap().backward(), 4000.0);
         let err = |text: &str| Model::parse(text).unwrap_err().to_string();
         assert!(err("").contains("no column `tensor`"));
         assert!(err("tensor,elements,type,ready_us\n").contains("has no gradients"));

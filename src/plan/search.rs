@@ -101,8 +101,14 @@ pub(super) struct Found {
     pub exact: bool,
 }
 
-/// More undominated pairs than this at one atom are thinned out.
-const WIDEST: usize = 512;
+/// More undominated pairs than this at one atom are thinned out. For halves there are hardly ever more than 30.
+/// Putting off allreduces is a knapsack, and would need any number; 16 come within some tenths of a per cent.
+const fn widest(mode: Mode) -> usize {
+    match mode {
+        Mode::Priority => 16,
+        _ => 512,
+    }
+}
 
 /// Least work of the lane for the atoms from each on, all ready at once: `work(bytes)` for each bucket.
 pub(super) fn least_work(a: &Atoms, work: &impl Fn(u64) -> f64) -> Vec<f64> {
@@ -125,8 +131,8 @@ pub(super) fn least_work(a: &Atoms, work: &impl Fn(u64) -> f64) -> Vec<f64> {
     least
 }
 
-/// All allreduces in the first phase: `e[j] = min over i of max(e[i], ready[j]) + T(i..j)`.
-pub(super) fn in_order(a: &Atoms, work: &impl Fn(u64) -> f64) -> Found {
+/// Everything in order, in the first phase as early as can be: `e[j] = min over i of max(e[i], ready[j]) + T(i..j)`.
+pub(super) fn in_order(a: &Atoms, share: Share, work: &impl Fn(u64) -> f64) -> Found {
     let n = a.len();
     let mut e = vec![0.0f64; n + 1];
     let mut before = vec![0usize; n + 1];
@@ -150,7 +156,7 @@ pub(super) fn in_order(a: &Atoms, work: &impl Fn(u64) -> f64) -> Found {
     let mut cuts = Vec::new();
     let mut j = n;
     while j > 0 {
-        cuts.push((before[j], j, Share::Backward));
+        cuts.push((before[j], j, share));
         j = before[j];
     }
     cuts.reverse();
@@ -167,18 +173,12 @@ struct State {
     share: Share,
 }
 
-/// Both phases. `good`: a plan that takes this long is known; if nothing better is found, `None`.
-pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Option<Found> {
+/// Both phases. `least` is [`least_work`] of the mode; `known` is a plan, and what comes back if there is none
+/// better.
+pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, least: &[f64], known: Found) -> Found {
     let n = a.len();
-    let halves = costs.halves.as_ref();
-    let all = |bytes| costs.all_reduce.price(bytes).ns;
-    let both = |bytes| halves.map_or(f64::INFINITY, |(r, g)| r.price(bytes).ns + g.price(bytes).ns);
-    let least = match mode {
-        Mode::ReduceScatterAllGather => least_work(a, &both),
-        _ => least_work(a, &all),
-    };
     // A gain of less than a millionth is not worth the search for it.
-    let good = good * (1.0 - 1e-6);
+    let good = known.ns * (1.0 - 1e-6);
     let mut states = vec![State { e: 0.0, h: 0.0, before: 0, at: 0, share: Share::Backward }];
     let mut fronts = vec![0..1usize];
     // Least e + h of each front.
@@ -196,9 +196,9 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Opt
                 continue;
             }
             let bytes = a.bytes[j] - a.bytes[i];
-            let (first, second) = match (mode, halves) {
+            let (first, second) = match (mode, costs.halves) {
                 (Mode::ReduceScatterAllGather, Some((r, g))) => (r.price(bytes).ns, g.price(bytes).ns),
-                _ => (all(bytes), 0.0),
+                _ => (costs.all_reduce.price(bytes).ns, 0.0),
             };
             below = first + second;
             let mut idle = false;
@@ -235,18 +235,20 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Opt
             }
         }
         let width = states.len() - start;
-        if width > WIDEST {
+        let widest = widest(mode);
+        if width > widest {
             exact = false;
-            for k in 0..WIDEST {
-                states[start + k] = states[start + k * (width - 1) / (WIDEST - 1)];
+            for k in 0..widest {
+                states[start + k] = states[start + k * (width - 1) / (widest - 1)];
             }
-            states.truncate(start + WIDEST);
+            states.truncate(start + widest);
         }
         fronts.push(start..states.len());
         sums.push(states[start..].iter().map(|s| s.e + s.h).fold(f64::INFINITY, f64::min));
     }
     let ns = |s: &State| s.e.max(a.backward) + s.h;
-    let last = states[fronts[n].clone()].iter().min_by(|x, y| ns(x).total_cmp(&ns(y)))?;
+    let last = states[fronts[n].clone()].iter().min_by(|x, y| ns(x).total_cmp(&ns(y)));
+    let Some(last) = last else { return Found { exact, ..known } };
     let (ns, mut s, mut cuts) = (ns(last), *last, Vec::new());
     while s.at > 0 {
         let before = states[s.before as usize];
@@ -254,5 +256,5 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Opt
         s = before;
     }
     cuts.reverse();
-    Some(Found { cuts, ns, exact })
+    Found { cuts, ns, exact }
 }

@@ -191,6 +191,7 @@ fn as_good_as_the_best_of_all_partitions() {
 fn priority_is_as_good_as_any_order_of_any_partition() {
     let mut r = Random(11);
     let orders: Vec<_> = (0..6).map(permutations).collect();
+    let mut cut_short = 0;
     for round in 0..600 {
         let n = 1 + r.below(5) as usize;
         let m = model(&mut r, n);
@@ -203,19 +204,20 @@ fn priority_is_as_good_as_any_order_of_any_partition() {
         }));
         let p = plan(&m, &costs, &Options { modes: vec![Mode::Priority], cut: 0 }).unwrap();
         consistent(&p, &m);
-        assert!(p.exact && same(p.ns, want), "round {round}: {} for {want}", p.ns);
+        if p.exact {
+            assert!(same(p.ns, want), "round {round}: {} for {want}", p.ns);
+        } else {
+            cut_short += 1;
+            assert!(p.ns > want * (1.0 - 1e-6) && p.ns < want * 1.05, "round {round}: {} for {want}", p.ns);
+        }
     }
+    assert!(cut_short < 30, "{cut_short}");
 }
 
 #[test]
 fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
-    let tensor = |elements, ready| Tensor {
-        name: String::new(),
-        elements,
-        dtype: DataType::F32,
-        ready,
-        forward: 0.0,
-    };
+    let tensor =
+        |elements, ready| Tensor { name: String::new(), elements, dtype: DataType::F32, ready, forward: 0.0 };
     let m = Model::new(vec![tensor(10, 0.0), tensor(1000, 10.0), tensor(10, 20.0)]).unwrap();
     let time = |prices: &dyn Prices, cut| {
         let costs = Costs { all_reduce: prices, halves: None };
@@ -224,7 +226,8 @@ fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
     let line = Linear::new("line", 5.0, 1.0);
     assert_eq!(time(&line, 0), time(&line, 400));
     let at = |ns| Price { ns, algorithm: "knee", ways: 0, message: 0 };
-    let knee = PriceList::new(vec![(1, at(10.0)), (2048, at(1000.0)), (2049, at(4000.0)), (8192, at(9000.0))]);
+    let knee =
+        PriceList::new(vec![(1, at(10.0)), (2048, at(1000.0)), (2049, at(4000.0)), (8192, at(9000.0))]);
     let knee = knee.unwrap();
     assert!(time(&knee, 2000) < 0.7 * time(&knee, 0));
 }
@@ -293,38 +296,74 @@ fn published_traces_give_known_times() {
 fn no_rule_is_better() {
     let mut cases = 0;
     for name in Model::names() {
-        for m in [Model::built_in(name).unwrap(), by_layer(&Model::built_in(name).unwrap())] {
-            for m in [m.clone(), m.sent_as(DataType::F16)] {
-                for network in Network::names() {
-                    let net = Network::built_in(network).unwrap();
-                    let mut ranks = net.measured();
-                    if network != "10gbe-osu" {
-                        ranks.extend([16, 64, 1024]);
+        let tensors = Model::built_in(name).unwrap();
+        let layers = by_layer(&tensors);
+        let half = layers.clone().sent_as(DataType::F16);
+        for network in Network::names() {
+            let net = Network::built_in(network).unwrap();
+            let mut ranks = net.measured();
+            if network != "10gbe-osu" {
+                ranks.extend([16, 64, 1024]);
+            }
+            for n in ranks {
+                let prices = net.prices(n, n, None, &[]).unwrap();
+                let case = format!("{name} on {network} x {n}");
+                for (m, cut) in [(&tensors, 0), (&layers, 0), (&layers, 16 << 20), (&half, 0)] {
+                    let p = never_worse(m, &prices.costs(), cut, &case);
+                    if cut == 0 && m.tensors().len() < 100 {
+                        let options = Options { modes: vec![Mode::Priority], cut };
+                        let priority = plan(m, &prices.costs(), &options).unwrap();
+                        consistent(&priority, m);
+                        assert!(priority.ns <= p.ns, "{case}");
                     }
-                    for n in ranks {
-                        let prices = net.prices(n, n, None, &[]).unwrap();
-                        let costs = prices.costs();
-                        for cut in [0, 16 << 20] {
-                            never_worse(&m, &costs, cut, &format!("{name} on {network} x {n}"));
-                            cases += 1;
-                        }
-                    }
+                    cases += 1;
                 }
             }
         }
     }
-    assert!(cases > 2000, "{cases}");
+    assert!(cases > 1000, "{cases}");
 }
 
-fn never_worse(m: &Model, costs: &Costs, cut: u64, case: &str) {
+/// Returns the plan with plain allreduces.
+fn never_worse(m: &Model, costs: &Costs, cut: u64, case: &str) -> Plan {
     let one = |mode| plan(m, costs, &Options { modes: vec![mode], cut }).unwrap();
-    let plans = Mode::ALL.map(one);
-    plans.iter().for_each(|p| consistent(p, m));
-    let [barrier, priority, halves] = &plans;
-    assert!(barrier.exact && halves.exact, "{case}");
-    assert!(priority.ns <= barrier.ns, "{case}");
+    let (barrier, halves) = (one(Mode::AllReduce), one(Mode::ReduceScatterAllGather));
+    for p in [&barrier, &halves] {
+        consistent(p, m);
+        assert!(p.exact, "{case}");
+    }
     for a in alternatives(m, costs) {
-        let best = if a.plan.mode == Mode::AllReduce { barrier } else { halves };
+        consistent(&a.plan, m);
+        let best = if a.plan.mode == Mode::AllReduce { &barrier } else { &halves };
         assert!(best.ns <= a.plan.ns * (1.0 + 2e-6), "{case}: {} {} {}", a.name, a.plan.ns, best.ns);
+    }
+    barrier
+}
+
+/// 500 gradients of all sizes, ready at even distances.
+fn many() -> Model {
+    let mut r = Random(3);
+    let tensors = (0..500).map(|i| Tensor {
+        name: i.to_string(),
+        elements: 1 << r.below(22),
+        dtype: DataType::F32,
+        ready: f64::from(i) * 4e5,
+        forward: 2e5,
+    });
+    Model::new(tensors.collect()).unwrap()
+}
+
+/// `cargo bench --bench plan` has the times; this is far above them, so that a busy machine does not fail it.
+#[test]
+fn plans_are_quick() {
+    let m = many();
+    for (network, ranks) in [("10gbe", 64), ("roce100", 1024), ("10gbe-osu", 8)] {
+        let prices = Network::built_in(network).unwrap().prices(ranks, ranks, None, &[]).unwrap();
+        for (mode, ms) in Mode::ALL.into_iter().zip([20, 2000, 200]) {
+            let start = std::time::Instant::now();
+            plan(&m, &prices.costs(), &Options { modes: vec![mode], cut: 0 }).unwrap();
+            let took = start.elapsed();
+            assert!(took.as_millis() < ms, "{network} {}: {took:?}", mode.name());
+        }
     }
 }
