@@ -74,7 +74,7 @@ pub enum Share {
 /// What the search may do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Modes to choose from, at least one. Of equals the first wins.
+    /// Modes to choose from, at least one.
     pub modes: Vec<Mode>,
     /// Tensors of more bytes than this may be cut, into equal parts of at most this. 0: none are.
     pub cut: u64,
@@ -145,17 +145,23 @@ pub struct Plan {
     pub exact: bool,
 }
 
-/// The best plan. `InvalidArgument` if there is no mode to choose from, or one that needs prices
+/// A mode that asks more of the framework has to be faster by this share.
+const WORTH: f64 = 1e-4;
+
+/// The first of these plans that no later one beats by a ten-thousandth; modes in the order of what they ask of
+/// the framework.
+pub fn best<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Option<&'a Plan> {
+    plans.into_iter().reduce(|best, p| if p.ns < best.ns * (1.0 - WORTH) { p } else { best })
+}
+
+/// The [`best`] plan of the modes. `InvalidArgument` if there is no mode to choose from, or one that needs prices
 /// that are not there.
 pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
-    let mut best: Option<Plan> = None;
-    for &mode in &options.modes {
-        let p = plan_mode(model, costs, mode, options.cut)?;
-        if best.as_ref().is_none_or(|b| p.ns < b.ns) {
-            best = Some(p);
-        }
-    }
-    best.ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
+    let one = |&mode| plan_mode(model, costs, mode, options.cut);
+    let plans = options.modes.iter().map(one).collect::<Result<Vec<Plan>>>()?;
+    best(&plans)
+        .cloned()
+        .ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
 }
 
 fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan> {
@@ -175,6 +181,7 @@ fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan>
     if mode != Mode::AllReduce && found.ns > bound.ns() * (1.0 + 1e-6) {
         found = search::two_phases(&atoms, costs, mode, &least, found);
     }
+    search::join(&atoms, costs, &mut found);
     let mut plan = lay_out(&atoms, costs, mode, &found.cuts, bound);
     plan.exact = found.exact;
     Ok(plan)

@@ -258,3 +258,52 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, least: &[f64], kn
     cuts.reverse();
     Found { cuts, ns, exact }
 }
+
+/// Joins neighbours where that takes the lane no longer and the plan stays as fast: of many equally fast plans
+/// one with few buckets.
+pub(super) fn join(a: &Atoms, costs: &Costs, found: &mut Found) {
+    // What a bucket takes in the first and in the second phase.
+    let work = |&(i, j, share): &Cut| {
+        let bytes = a.bytes[j] - a.bytes[i];
+        let first = costs.first(share, bytes).ns;
+        match (share, costs.halves) {
+            (Share::Forward, _) => (0.0, first),
+            (Share::Both, Some((_, g))) => (first, g.price(bytes).ns),
+            _ => (first, 0.0),
+        }
+    };
+    let step = |(e, h): (f64, f64), cut: &Cut, (first, second): (f64, f64)| {
+        let e = if cut.2 == Share::Forward { e } else { f64::max(e, a.ready[cut.1]) + first };
+        (e, f64::max(h, a.forward[cut.1]) + second)
+    };
+    let works: Vec<(f64, f64)> = found.cuts.iter().map(work).collect();
+    let end = found.cuts.iter().zip(&works).fold((0.0, 0.0), |s, (c, w)| step(s, c, *w));
+    // How late a prefix may be for the rest to be as fast; rounding aside.
+    let slack = 1e-9 * found.ns;
+    let mut late = (end.0.max(a.backward) + slack, end.1 + slack);
+    let mut latest = vec![late; works.len()];
+    for k in (1..works.len()).rev() {
+        late = (late.0 - works[k].0, late.1 - works[k].1);
+        latest[k - 1] = late;
+    }
+    let mut before = (0.0, 0.0);
+    let mut joined: Vec<(Cut, (f64, f64))> = Vec::new();
+    for (k, (cut, &next)) in found.cuts.iter().zip(&works).enumerate() {
+        if let Some(&((i, _, share), last)) = joined.last() {
+            let both = (i, cut.1, share);
+            if share == cut.2 && a.from[cut.1] as usize <= i {
+                let w = work(&both);
+                let (e, h) = step(before, &both, w);
+                let no_longer = w.0 + w.1 <= last.0 + last.1 + next.0 + next.1;
+                if no_longer && e <= latest[k].0 && h <= latest[k].1 {
+                    *joined.last_mut().expect("there is one") = (both, w);
+                    continue;
+                }
+            }
+            let (last, w) = *joined.last().expect("there is one");
+            before = step(before, &last, w);
+        }
+        joined.push((*cut, next));
+    }
+    found.cuts = joined.into_iter().map(|(c, _)| c).collect();
+}

@@ -6,7 +6,7 @@ mod svg;
 use std::io::Write;
 
 use clap::Args;
-use graccl::plan::{Alternative, Costs, Mode, Model, Network, NetworkPrices, Options, Plan, data_type};
+use graccl::plan::{Alternative, Costs, Mode, Model, Network, NetworkPrices, Options, Plan, best, data_type};
 use graccl::{DataType, Error, Result};
 
 use crate::perf::parse_size;
@@ -152,9 +152,7 @@ fn decide(
         let plan = graccl::plan::plan(&model, costs, &Options { modes: vec![mode], cut: args.cut as u64 })?;
         others.push(Alternative { name: format!("best {}", mode.name()), plan });
     }
-    // Of equals the first, which asks least of the framework.
-    let best = others.iter().min_by(|x, y| x.plan.ns.total_cmp(&y.plan.ns)).expect("there is a mode");
-    let plan = best.plan.clone();
+    let plan = best(others.iter().map(|a| &a.plan)).cloned().expect("there is a mode");
     others.extend(graccl::plan::alternatives(&model, costs));
     Ok(Outcome { model_name, model, network, plan, others })
 }
