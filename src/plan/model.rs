@@ -163,14 +163,14 @@ impl Model {
     }
 }
 
-/// The type of this name: nccl-tests' names, and `f16`, `bf16`, `f32` and `f64`.
+/// The type of this name: nccl-tests' names, `f16`, `bf16`, `f32` and `f64`, and PyTorch's.
 pub fn data_type(name: &str) -> Option<DataType> {
-    match name {
-        "f16" => Some(DataType::F16),
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "f16" | "float16" => Some(DataType::F16),
         "bf16" => Some(DataType::Bf16),
-        "f32" => Some(DataType::F32),
-        "f64" => Some(DataType::F64),
-        _ => DataType::ALL.into_iter().find(|d| d.name() == name),
+        "f32" | "float32" => Some(DataType::F32),
+        "f64" | "float64" => Some(DataType::F64),
+        name => DataType::ALL.into_iter().find(|d| d.name() == name),
     }
 }
 
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn model_files() {
-        let text = "# a comment\ntensor, elements,type,ready_us\nb,10,f32,1.5\na,20,half,2\n\n";
+        let text = "# a comment\ntensor, elements,type,ready_us\nb,10,torch.float32,1.5\na,20,half,2\n\n";
         let m = Model::parse(text).unwrap();
         assert_eq!(m.bytes(), 80);
         assert_eq!((m.tensors()[0].ready, m.backward(), m.forward()), (1500.0, 2000.0, 0.0));

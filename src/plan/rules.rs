@@ -43,7 +43,7 @@ pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
 }
 
 /// Buckets that end at these atoms, and where the element type changes.
-fn by_ends(a: &Atoms, costs: &Costs, mode: Mode, ends: &[usize], bound: Bound) -> Plan {
+pub(super) fn by_ends(a: &Atoms, costs: &Costs, mode: Mode, ends: &[usize], bound: Bound) -> Plan {
     let share = if mode == Mode::ReduceScatterAllGather { Share::Both } else { Share::Backward };
     let changes = (1..a.len()).filter(|&j| a.from[j + 1] as usize == j);
     let mut ends: Vec<usize> = ends.iter().copied().chain(changes).collect();

@@ -367,3 +367,37 @@ fn plans_are_quick() {
         }
     }
 }
+
+/// 1024 P40 on 128 hosts, 64 images each, half precision: assumptions of docs/plan.md.
+fn p40(name: &str, compute_ms: f64, algorithms: &[&str]) -> (Model, NetworkPrices) {
+    let m = Model::built_in(name).unwrap().sent_as(DataType::F16).in_time(compute_ms * 1e6).unwrap();
+    let (out, inside) = (Network::built_in("roce100").unwrap(), Network::built_in("pcie3").unwrap());
+    (m, out.prices(1024, 128, Some(&inside), algorithms).unwrap())
+}
+
+/// The splits in two that were found by hand for these networks in 2018: AlexNet 20|21, ResNet-50 76|77.
+#[test]
+fn published_splits() {
+    for algorithms in [&["ring", "hier_leader"][..], &[]] {
+        let (m, prices) = p40("alexnet-bn", 28.2, algorithms);
+        let options = Options { modes: vec![Mode::AllReduce], cut: 0 };
+        let p = plan(&m, &prices.costs(), &options).unwrap();
+        assert_eq!(p.buckets.len(), 2);
+        // The 6 tensors of the fully connected layers, by a ring; the other 20 through leaders, or in 2 levels.
+        assert_eq!((p.buckets[0].first, p.buckets[0].last), (0, 5));
+        assert_eq!(p.buckets[0].reduce.algorithm, "ring");
+        assert_ne!(p.buckets[1].reduce.algorithm, "ring");
+    }
+    for algorithms in [&["ring"][..], &["ring", "hier_leader"], &[]] {
+        let (m, prices) = p40("resnet50", 293.6, algorithms);
+        let atoms = search::Atoms::new(&m, 0);
+        let costs = prices.costs();
+        let least = search::least_work(&atoms, &|b| costs.whole(Mode::AllReduce, b));
+        let limit = bound(&atoms, Mode::AllReduce, &least);
+        let two =
+            |first: usize| rules::by_ends(&atoms, &costs, Mode::AllReduce, &[161 - first, 161], limit).ns;
+        let best = (1..161).map(two).fold(f64::INFINITY, f64::min);
+        // Tensors 1 to 76 in the second bucket. The optimum is flat.
+        assert!(two(76) < best * 1.01, "{} {best}", two(76));
+    }
+}

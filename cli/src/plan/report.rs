@@ -22,6 +22,13 @@ pub(super) fn span(b: &Bucket, tensors: usize) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
+/// Where a plan of few buckets cuts, in forward order: "20|21".
+fn cuts(p: &Plan, tensors: usize) -> String {
+    let cut = |b: &Bucket| format!("{}|{}", tensors - b.last - 1, tensors - b.last);
+    let all: Vec<String> = p.buckets.iter().rev().skip(1).map(cut).collect();
+    if all.len() <= 3 { all.join(" ") } else { String::new() }
+}
+
 fn when(share: Share) -> &'static str {
     match share {
         Share::Backward => "backward",
@@ -70,21 +77,22 @@ pub(super) fn text(o: &Outcome) -> String {
     }
     let _ = writeln!(
         t,
-        "#\n# {:<31}  {:>7}  {:>12}  {:>10}  {:>9}",
+        "#\n# {:<31}  {:>7}  {:>12}  {:>10}  {:>9}  cut",
         "compared", "buckets", "iteration ms", "efficiency", "slower by"
     );
     let chosen = o.others.iter().position(|a| a.plan.mode == p.mode).unwrap_or(0);
     for (i, a) in o.others.iter().enumerate() {
         let slower = 100.0 * (a.plan.ns / p.ns - 1.0);
         let last = if i == chosen { "the plan".to_string() } else { format!("{slower:.1} %") };
-        let _ = writeln!(
-            t,
-            "  {:<31}  {:>7}  {:>12}  {:>8.1} %  {last:>9}",
+        let row = format!(
+            "  {:<31}  {:>7}  {:>12}  {:>8.1} %  {last:>9}  {}",
             a.name,
             a.plan.buckets.len(),
             ms(a.plan.ns),
-            efficiency(&a.plan)
+            efficiency(&a.plan),
+            cuts(&a.plan, n)
         );
+        let _ = writeln!(t, "{}", row.trim_end());
     }
     t.push_str("#\n");
     for line in p.why(m) {
