@@ -13,8 +13,8 @@ mod table;
 mod tensors;
 
 pub use args::{PerfArgs, parse_size};
-pub use table::number;
 use operation::Operation;
+pub use table::number;
 
 use graccl::{Error, Result};
 
