@@ -131,7 +131,7 @@ fn model(a: &SimArgs, what: &str) -> Result<Model> {
         Some(ms) if !(ms > 0.0 && ms.is_finite()) => {
             Err(Error::argument(format!("--compute {ms}")).hint("give the ms of forward and backward"))
         }
-        Some(ms) => Ok(model.in_time(ms * 1e6)),
+        Some(ms) => model.in_time(ms * 1e6),
         None => Ok(model),
     }
 }
