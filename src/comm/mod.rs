@@ -714,7 +714,11 @@ fn same_profile(members: &[bootstrap::Member]) -> Result<()> {
         digest => format!("{digest:016x}"),
     };
     let ranks: Vec<String> = odd.iter().take(8).map(|m| m.who()).collect();
-    let more = if odd.len() > ranks.len() { format!(" and {} more", odd.len() - ranks.len()) } else { String::new() };
+    let more = if odd.len() > ranks.len() {
+        format!(" and {} more", odd.len() - ranks.len())
+    } else {
+        String::new()
+    };
     Err(Error::usage(format!(
         "ranks use different profiles: {} {}, the others {}",
         first.who(),

@@ -92,7 +92,10 @@ impl Model {
         let names: Vec<&str> = head.split(',').map(str::trim).collect();
         let at = COLUMNS.map(|c| names.iter().position(|n| *n == c));
         if let Some(i) = (0..4).find(|&i| at[i].is_none()) {
-            return Err(wrong(format!("there is no column `{}` in the first line", COLUMNS[i]), "a model file"));
+            return Err(wrong(
+                format!("there is no column `{}` in the first line", COLUMNS[i]),
+                "a model file",
+            ));
         }
         let mut tensors = Vec::new();
         for (number, line) in lines {

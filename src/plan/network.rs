@@ -147,7 +147,10 @@ impl Network {
                 );
             };
             if !wanted("measured") {
-                return wrong("the algorithm measured is not known".into(), "leave the choice of one out".into());
+                return wrong(
+                    "the algorithm measured is not known".into(),
+                    "leave the choice of one out".into(),
+                );
             }
             let forms = |share| Forms { share, lines: Vec::new(), list: Some(list.clone()) };
             return Ok(NetworkPrices { all_reduce: forms(1.0), half: forms(0.5) });

@@ -23,10 +23,8 @@ pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
     let n = atoms.len();
     let all = |bytes| costs.all_reduce.price(bytes).ns;
     let lay = |ends: &[usize]| by_ends(&atoms, costs, Mode::AllReduce, ends);
-    let mut rules = vec![
-        ("wfbp".to_string(), lay(&(1..=n).collect::<Vec<_>>())),
-        ("one_bucket".to_string(), lay(&[n])),
-    ];
+    let mut rules =
+        vec![("wfbp".to_string(), lay(&(1..=n).collect::<Vec<_>>())), ("one_bucket".to_string(), lay(&[n]))];
     for mib in THRESHOLDS {
         rules.push((format!("{mib}MiB"), lay(&threshold(&atoms, mib << 20))));
     }

@@ -209,13 +209,8 @@ fn priority_is_as_good_as_any_order_of_any_partition() {
 
 #[test]
 fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
-    let tensor = |elements, ready| Tensor {
-        name: String::new(),
-        elements,
-        dtype: DataType::F32,
-        ready,
-        forward: 0.0,
-    };
+    let tensor =
+        |elements, ready| Tensor { name: String::new(), elements, dtype: DataType::F32, ready, forward: 0.0 };
     let m = Model::new(vec![tensor(10, 0.0), tensor(1000, 10.0), tensor(10, 20.0)]).unwrap();
     let time = |prices: &dyn Prices, cut| {
         let costs = Costs { all_reduce: prices, halves: None };
@@ -224,7 +219,8 @@ fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
     let line = Linear::new("line", 5.0, 1.0);
     assert_eq!(time(&line, 0), time(&line, 400));
     let at = |ns| Price { ns, algorithm: "knee", ways: 0, message: 0 };
-    let knee = PriceList::new(vec![(1, at(10.0)), (2048, at(1000.0)), (2049, at(4000.0)), (8192, at(9000.0))]);
+    let knee =
+        PriceList::new(vec![(1, at(10.0)), (2048, at(1000.0)), (2049, at(4000.0)), (8192, at(9000.0))]);
     let knee = knee.unwrap();
     assert!(time(&knee, 2000) < 0.7 * time(&knee, 0));
 }

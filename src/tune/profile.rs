@@ -90,9 +90,11 @@ impl Text<'_> {
         };
         match number {
             Some(x) if f64::is_finite(x) && x >= 0.0 => Ok(x),
-            Some(x) => {
-                Err(self.wrong(v.span().start, format!("`{name}` is {x}"), "times and sizes are not negative"))
-            }
+            Some(x) => Err(self.wrong(
+                v.span().start,
+                format!("`{name}` is {x}"),
+                "times and sizes are not negative",
+            )),
             None => Err(self.kind(v, name, "a number")),
         }
     }
@@ -169,7 +171,8 @@ impl Text<'_> {
         Ok(Level {
             send: curve("send")?,
             recv: curve("recv")?,
-            latency: self.number(self.need(t, v.span().start, &format!("[machine.{name}]"), "latency")?, "latency")?,
+            latency: self
+                .number(self.need(t, v.span().start, &format!("[machine.{name}]"), "latency")?, "latency")?,
             link: curve("link")?,
             links: small("links", 0)?,
             depth: small("depth", 4)?,
@@ -178,7 +181,19 @@ impl Text<'_> {
 
     fn model(&self, v: &Value) -> Result<Model> {
         let t = self.table(v, "machine")?;
-        let keys = ["call", "op", "copy", "fold", "stretch", "cores", "core_hosts", "switch", "inside", "across"];
+        let keys = [
+            "call",
+            "op",
+            "copy",
+            "fold",
+            "stretch",
+            "memory",
+            "cores",
+            "core_hosts",
+            "switch",
+            "inside",
+            "across",
+        ];
         self.known(t, "[machine]", &keys)?;
         let number = |k: &str| t.get(k).map_or(Ok(0.0), |v| self.number(v, k));
         let curve = |k: &str| t.get(k).map_or(Ok(Curve::default()), |v| self.curve(v, k));
@@ -202,7 +217,7 @@ impl Text<'_> {
         };
         machine.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
         let stretch = t.get("stretch").map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, "stretch"))?;
-        Ok(Model { machine, stretch })
+        Ok(Model { machine, stretch, memory: curve("memory")? })
     }
 
     fn place(&self, t: &DeTable, at: usize, what: &str) -> Result<Place> {
@@ -210,7 +225,11 @@ impl Text<'_> {
         let name = self.string(v, "collective")?;
         let collective = Collective::by_name(name).ok_or_else(|| {
             let names: Vec<&str> = Collective::ALL.iter().map(|c| c.name()).collect();
-            self.wrong(v.span().start, format!("there is no collective {name}"), format!("use one of {}", names.join(", ")))
+            self.wrong(
+                v.span().start,
+                format!("there is no collective {name}"),
+                format!("use one of {}", names.join(", ")),
+            )
         })?;
         let count = |k: &str| -> Result<u32> {
             let v = self.need(t, at, what, k)?;
@@ -219,12 +238,20 @@ impl Text<'_> {
         };
         let (ranks, hosts) = (count("ranks")?, count("hosts")?);
         if hosts > ranks {
-            return Err(self.wrong(at, format!("{ranks} ranks on {hosts} hosts"), "hosts have a rank or more"));
+            return Err(self.wrong(
+                at,
+                format!("{ranks} ranks on {hosts} hosts"),
+                "hosts have a rank or more",
+            ));
         }
         let v = self.need(t, at, what, "transport")?;
         let name = self.string(v, "transport")?;
         let transport = TRANSPORTS.into_iter().find(|t| *t == name).ok_or_else(|| {
-            self.wrong(v.span().start, format!("there is no transport {name}"), format!("use one of {}", TRANSPORTS.join(", ")))
+            self.wrong(
+                v.span().start,
+                format!("there is no transport {name}"),
+                format!("use one of {}", TRANSPORTS.join(", ")),
+            )
         })?;
         Ok(Place { collective, ranks, hosts, transport })
     }
@@ -244,9 +271,17 @@ impl Text<'_> {
             let v = self.need(t, at, what, k)?;
             let n = self.whole(v, k)?;
             let hint = format!("from {} to {}", range.start(), range.end());
-            if range.contains(&n) { Ok(n) } else { Err(self.wrong(v.span().start, format!("`{k}` is {n}"), hint)) }
+            if range.contains(&n) {
+                Ok(n)
+            } else {
+                Err(self.wrong(v.span().start, format!("`{k}` is {n}"), hint))
+            }
         };
-        Ok(Choice { algorithm, ways: within("ways", WAYS)? as u32, message: within("message", MESSAGE)? as usize })
+        Ok(Choice {
+            algorithm,
+            ways: within("ways", WAYS)? as u32,
+            message: within("message", MESSAGE)? as usize,
+        })
     }
 
     fn profile(&self) -> Result<Profile> {
@@ -344,7 +379,11 @@ impl Profile {
             s += "\n[about]\n";
         }
         for (k, v) in &self.about {
-            let key = if k.bytes().all(|b| b.is_ascii_alphanumeric()) && !k.is_empty() { k.clone() } else { quoted(k) };
+            let key = if k.bytes().all(|b| b.is_ascii_alphanumeric()) && !k.is_empty() {
+                k.clone()
+            } else {
+                quoted(k)
+            };
             let _ = writeln!(s, "{key} = {}", quoted(v));
         }
         if let Some(m) = &self.model {
@@ -357,11 +396,7 @@ impl Profile {
             let _ = write!(s, "\n[[run]]\n{}", place(&r.place));
             let _ = write!(s, "bytes = {}\n{}", r.bytes, how(&r.choice));
             let off = 100.0 * (r.predicted / r.measured - 1.0);
-            let _ = writeln!(
-                s,
-                "measured = {:.0}\npredicted = {:.0} # {off:+.0} %",
-                r.measured, r.predicted
-            );
+            let _ = writeln!(s, "measured = {:.0}\npredicted = {:.0} # {off:+.0} %", r.measured, r.predicted);
         }
         if !self.table.is_empty() {
             s += "\n# What to do, by the bytes of the larger of a rank's buffers. Without up_to: for all larger calls.\n";
@@ -445,12 +480,14 @@ fn model(s: &mut String, model: &Model) {
          op = {} # an op of a tile\n\
          copy = {} # one source to one destination: [bytes, ns]\n\
          fold = {} # every further source\n\
-         stretch = {} # times as long where a rank's buffer has so many bytes: [bytes, factor]\n",
+         stretch = {} # times as long where a rank's buffer has so many bytes: [bytes, factor]\n\
+         memory = {} # added to a call with so many bytes\n",
         number(m.call),
         number(m.op),
         curve(&m.copy),
         curve(&m.fold),
-        curve(&model.stretch)
+        curve(&model.stretch),
+        curve(&model.memory)
     );
     if let Some(cores) = m.cores {
         let _ = writeln!(s, "cores = {cores} # of a host, which its ranks share");
@@ -527,15 +564,15 @@ mod tests {
             ("cores = 2", "cores = 0", 2, "cores is 0"),
             ("latency = 60\n", "", 7, "`latency` is missing"),
             ("latency = 60\n", "latency = 60\ndepth = 0\n", 2, "depth"),
-            ("all_reduce", "all_redcue", 14, "no collective all_redcue"),
-            ("ranks = 4", "ranks = 0", 15, "`ranks`"),
-            ("hosts = 1", "hosts = 5", 13, "4 ranks on 5 hosts"),
-            ("\"shm\"", "\"ship\"", 17, "no transport ship"),
-            ("one_shot", "bruck", 19, "no algorithm bruck"),
-            ("ways = 1", "ways = 5", 20, "`ways` is 5"),
-            ("message = 262144", "message = 1", 21, "`message` is 1"),
-            ("up_to = 16384\n", "", 21, "as many bytes"),
-            ("up_to", "upto", 18, "`upto` is not known"),
+            ("all_reduce", "all_redcue", 15, "no collective all_redcue"),
+            ("ranks = 4", "ranks = 0", 16, "`ranks`"),
+            ("hosts = 1", "hosts = 5", 14, "4 ranks on 5 hosts"),
+            ("\"shm\"", "\"ship\"", 18, "no transport ship"),
+            ("one_shot", "bruck", 20, "no algorithm bruck"),
+            ("ways = 1", "ways = 5", 21, "`ways` is 5"),
+            ("message = 262144", "message = 1", 22, "`message` is 1"),
+            ("up_to = 16384\n", "", 22, "as many bytes"),
+            ("up_to", "upto", 19, "`upto` is not known"),
             ("[[choice]]", "[choice]", 0, ""),
         ] {
             let text = GOOD.replacen(from, to, 1);

@@ -85,9 +85,10 @@ impl Table {
             .collect();
         lists.sort_unstable();
         // FNV-1a.
-        let hash = lists.iter().flat_map(|l| l.bytes()).fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-            (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = lists
+            .iter()
+            .flat_map(|l| l.bytes())
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
         hash.max(1)
     }
 }

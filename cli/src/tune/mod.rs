@@ -128,10 +128,12 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
     if rank == 0 {
         profile.about = show::about(&bench);
         profile.model = Some(predictor.model.clone());
-        profile.runs.retain(|old| runs.iter().all(|new| {
-            (new.place.ranks, new.place.hosts, new.place.transport)
-                != (old.place.ranks, old.place.hosts, old.place.transport)
-        }));
+        profile.runs.retain(|old| {
+            runs.iter().all(|new| {
+                (new.place.ranks, new.place.hosts, new.place.transport)
+                    != (old.place.ranks, old.place.hosts, old.place.transport)
+            })
+        });
         profile.runs.extend(runs);
         profile.table.merge(table);
         profile.save(&a.output)?;

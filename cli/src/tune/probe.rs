@@ -56,7 +56,8 @@ fn curve(mut points: Vec<(f64, f64)>) -> Result<Curve> {
 fn kernels() -> Result<(Curve, Curve)> {
     let most = *SIZES.last().expect("not empty");
     let mut memory = vec![vec![0u8; most + 4096]; 3];
-    let at: Vec<*mut u8> = memory.iter_mut().zip([64, 1344, 2688]).map(|(m, off)| m[off..].as_mut_ptr()).collect();
+    let at: Vec<*mut u8> =
+        memory.iter_mut().zip([64, 1344, 2688]).map(|(m, off)| m[off..].as_mut_ptr()).collect();
     let kernel = reduce::kernel(DataType::F32, RedOp::Sum);
     let (mut copy, mut fold) = (Vec::new(), Vec::new());
     for bytes in SIZES {
@@ -186,8 +187,8 @@ fn level(pair: &mut Pair, own: &Machine) -> Result<Level> {
 /// The first two ranks of a host, and the first ranks of the first two hosts.
 fn pairs(hosts: &[u32]) -> [Option<(usize, usize)>; 2] {
     let other = |same: bool| (1..hosts.len()).find(|&r| (hosts[r] == hosts[0]) == same).map(|r| (0, r));
-    let inside = (0..hosts.len())
-        .find_map(|a| (a + 1..hosts.len()).find(|&b| hosts[a] == hosts[b]).map(|b| (a, b)));
+    let inside =
+        (0..hosts.len()).find_map(|a| (a + 1..hosts.len()).find(|&b| hosts[a] == hosts[b]).map(|b| (a, b)));
     [inside, other(false)]
 }
 
@@ -214,6 +215,7 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     let mut levels = [None, None];
     for (slot, pair) in levels.iter_mut().zip(pairs(&hosts)) {
         let Some((a, b)) = pair else { continue };
+        bench.settle()?;
         let own = if me == a || me == b { Some(0) } else { None };
         let two = comm.split(own, 0)?;
         if let Some(two) = &two {
@@ -247,19 +249,8 @@ fn host_name() -> String {
 }
 
 /// Sizes whose calls the machine is fitted to, and those in between that only check it.
-const FITTED: [usize; 11] = [
-    4,
-    512,
-    4 << 10,
-    16 << 10,
-    64 << 10,
-    256 << 10,
-    1 << 20,
-    4 << 20,
-    16 << 20,
-    32 << 20,
-    64 << 20,
-];
+const FITTED: [usize; 11] =
+    [4, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20, 64 << 20];
 const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
 
 /// Times some allreduces, fits the model to them, and returns them with those that check it.
@@ -270,19 +261,30 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
         let algorithm = Algorithm::by_name(Collective::AllReduce, name).expect("it is built in");
         tune::forced(&bench.layout, algorithm)
     };
-    let known = [choice("direct"), choice("ring")];
-    let mut unknown = vec![choice("recursive_doubling"), choice("halving_doubling")];
+    let known = [choice("direct"), choice("ring"), choice("recursive_doubling")];
+    let mut unknown = vec![choice("halving_doubling")];
     if hierarchical {
         unknown.extend([choice("hier_2d"), choice("hier_leader")]);
     }
     let all: Vec<Choice> = known.iter().chain(&unknown).copied().collect();
     let (mut runs, mut others) = (Vec::new(), Vec::new());
-    for bytes in FITTED.into_iter().chain(CHECKED) {
+    let mut sizes = [&FITTED[..], &CHECKED].concat();
+    sizes.sort_unstable();
+    for bytes in sizes {
         if bytes > bench.what(Collective::AllReduce, usize::MAX).1 as usize {
             continue;
         }
         let (_, exact) = bench.what(Collective::AllReduce, bytes);
-        for (choice, ns) in all.iter().zip(bench.compare(Collective::AllReduce, bytes, &all)?) {
+        // In another state it is another machine.
+        if !bench.settle()? {
+            bench.say(format_args!("# {bytes} bytes left out: the machine's cores have moved"));
+            continue;
+        }
+        let times = bench.compare(Collective::AllReduce, bytes, &all)?;
+        if !bench.settle()? {
+            continue;
+        }
+        for (choice, ns) in all.iter().zip(times) {
             let run = Run::measured(place, exact, *choice, ns);
             let fits = FITTED.contains(&bytes) && known.contains(choice);
             if fits { &mut runs } else { &mut others }.push(run);

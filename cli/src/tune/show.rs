@@ -21,7 +21,9 @@ pub fn runs(bench: &Bench, runs: &[Run]) {
     if runs.is_empty() {
         return;
     }
-    bench.say(format_args!("#\n#  collective       bytes  algorithm              measured us  predicted us  error %"));
+    bench.say(format_args!(
+        "#\n#  collective       bytes  algorithm              measured us  predicted us  error %"
+    ));
     for r in runs {
         bench.say(format_args!(
             "   {:<11} {:>10}  {:<20} {:>13.2} {:>13.2} {:>+8.1}",
@@ -46,11 +48,20 @@ pub fn runs(bench: &Bench, runs: &[Run]) {
 pub fn about(bench: &Bench) -> Vec<(String, String)> {
     let text = |k: &str, v: String| (k.to_string(), v);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|p| p.1.to_string()));
+    let cpu =
+        cpu.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|p| p.1.to_string()));
     vec![
         text("graccl", env!("CARGO_PKG_VERSION").into()),
         text("cpu", cpu.unwrap_or_default()),
         text("kernels", graccl::reduce::level().into()),
-        text("ranks", format!("{} on {} host(s), {}", bench.job.size, bench.layout.groups.len(), bench.layout.transport())),
+        text(
+            "ranks",
+            format!(
+                "{} on {} host(s), {}",
+                bench.job.size,
+                bench.layout.groups.len(),
+                bench.layout.transport()
+            ),
+        ),
     ]
 }
