@@ -72,7 +72,7 @@ fn every_collective(np: usize) {
                 continue;
             }
             let flags =
-                ["-b", "19", "-e", "70001", "-f", "61", "-n", "2", "-r", "all", "-o", "all", "-d", dtype];
+                ["-b", "19", "-e", "71000", "-f", "61", "-n", "2", "-r", "all", "-o", "all", "-d", dtype];
             let o = run(&[&["perf", name, "--np", &n], &flags[..]].concat());
             assert_eq!((o.status.code(), err(&o).as_str()), (Some(0), ""), "{name} {np} {dtype}");
             let text = out(&o);
@@ -174,18 +174,17 @@ fn every_algorithm_is_measured_beside_the_choice() {
         let mut near = 0;
         for point in points {
             let plans: Vec<&str> = point.iter().map(|r| r["plan"].as_str().unwrap()).collect();
-            let mut names: Vec<&str> = plans.iter().filter_map(|p| p.split_whitespace().next()).collect();
+            let names: Vec<&str> = plans.iter().filter_map(|p| p.split_whitespace().next()).collect();
             for a in graccl::schedule::algorithms_of(collective) {
                 assert!(names.contains(&a.name), "{}: {text}", a.name);
             }
-            names.sort();
             assert!(point.iter().all(|r| r["size"] == point[0]["size"]));
             let medians = point.iter().map(|r| r["in_place_per_iter"]["p50_us"].as_f64().unwrap());
             let best = medians.fold(f64::INFINITY, f64::min);
             let choice = &point[0]["choice"];
             assert_eq!((&choice["chosen"], choice["best_us"].as_f64()), (&point[0]["plan"], Some(best)));
             let ratio = choice["ratio"].as_f64().unwrap();
-            assert_eq!(ratio, choice["chosen_us"].as_f64().unwrap() / best);
+            assert!((ratio / (choice["chosen_us"].as_f64().unwrap() / best) - 1.0).abs() < 1e-9, "{choice}");
             near += usize::from(ratio <= 1.1);
             let line = format!("# {} bytes: chosen {} ", point[0]["size"], plans[0]);
             assert!(text.contains(&line) && text.contains(&format!("chosen/best {ratio:.2}\n")), "{text}");

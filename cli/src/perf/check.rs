@@ -257,11 +257,13 @@ mod tests {
         for (exam, n) in exams() {
             let mut buffers = Buffers::new(exam.what.bytes(n), Memory::Host).unwrap();
             exam.prepare(&mut buffers);
+            let operation = exam.what.operation;
             let due = |i: usize| match (exam.recv.before[i], exam.recv.after[i]) {
                 (Content::Poison, Content::Result(_)) => true,
-                // The fold of one contribution, or a block that stays where it is.
+                // A block that stays where it is, or the fold of this rank's own contribution alone.
                 (Content::Input(_), Content::Result(_)) => {
-                    exam.what.operation.reduces() && exam.what.operation.folded(n, exam.rank) > 1
+                    let own = exam.rank == 0 && operation.folded(n, 0) == 1;
+                    operation.reduces() && !own
                 }
                 _ => false,
             };

@@ -13,6 +13,7 @@ mod table;
 mod tensors;
 
 pub use args::{PerfArgs, parse_size};
+use operation::Operation;
 pub use table::number;
 
 use graccl::{Error, Result};
@@ -57,6 +58,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
         a.np.map_or(cores.max(2), |n| n as usize).max(if a.np.is_none() { a.hosts as usize } else { 1 });
     let bytes = match &a.tensors {
         Some(list) => tensors::total_bytes(&tensors::load(list, a.datatype.0[0])?),
+        None if a.operation == Operation::Barrier => 0,
         None => a.maxbytes,
     };
     check_memory(ranks, bytes)?;

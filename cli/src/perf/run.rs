@@ -132,7 +132,8 @@ pub fn pin(rank: usize) -> Result<usize> {
 
 /// All rows, as often as -N says.
 fn table_of(a: &PerfArgs, job: &Job, report: &mut Report, points: &[What]) -> Result<()> {
-    let mut buffers = Buffers::new(a.maxbytes, a.memory)?;
+    let bytes = points.iter().map(|what| what.bytes(job.size)).max().unwrap_or(0);
+    let mut buffers = Buffers::new(bytes, a.memory)?;
     let in_place = a.operation.placements().contains(&Placement::InPlace);
     report.say(&table::head(in_place, a.report_cputime != 0, a.report_timestamps != 0))?;
     let mut cycle = 0;
