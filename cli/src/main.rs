@@ -2,6 +2,7 @@
 
 mod launch;
 mod perf;
+mod plan;
 mod schedules;
 mod sim;
 mod status;
@@ -28,6 +29,8 @@ enum Command {
     Perf(Box<perf::PerfArgs>),
     /// Measure the machine and choose algorithms for it: a profile.
     Tune(tune::TuneArgs),
+    /// Plan which gradients to send together, and compare with what others do.
+    Plan(Box<plan::PlanArgs>),
     /// Show what the processes on this host do, and whom they wait for.
     Status(status::StatusArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Run(a) => ("run", launch::main(a)),
         Command::Perf(a) => ("perf", perf::main(&a)),
         Command::Tune(a) => ("tune", tune::main(&a)),
+        Command::Plan(a) => ("plan", plan::main(*a)),
         Command::Status(a) => ("status", status::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Sim(a) => ("sim", sim::main(a)),
