@@ -736,7 +736,8 @@ impl Shared {
             hosts: &[],
         });
         let table = config.profile.as_ref().map_or(0, |t| t.digest());
-        let boot = Bootstrap::join(id, self.rank(), self.size(), table, config.init_timeout, &self.abort)?;
+        let (rank, size) = (self.rank(), self.size());
+        let boot = Bootstrap::join(id, rank, size, table, config.init_timeout, &self.abort)?;
         same_profile(&boot.members)?;
         let hosts = schedule::Groups::new(&boot.hosts).len();
         if config.transport == TransportChoice::Shm && hosts > 1 {

@@ -181,8 +181,19 @@ impl Text<'_> {
 
     fn model(&self, v: &Value) -> Result<Model> {
         let t = self.table(v, "machine")?;
-        let keys =
-            ["call", "op", "copy", "fold", "stretch", "cores", "core_hosts", "switch", "inside", "across"];
+        let keys = [
+            "call",
+            "op",
+            "copy",
+            "fold",
+            "stretch",
+            "memory",
+            "cores",
+            "core_hosts",
+            "switch",
+            "inside",
+            "across",
+        ];
         self.known(t, "[machine]", &keys)?;
         let number = |k: &str| t.get(k).map_or(Ok(0.0), |v| self.number(v, k));
         let curve = |k: &str| t.get(k).map_or(Ok(Curve::default()), |v| self.curve(v, k));
@@ -206,7 +217,7 @@ impl Text<'_> {
         };
         machine.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
         let stretch = t.get("stretch").map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, "stretch"))?;
-        Ok(Model { machine, stretch })
+        Ok(Model { machine, stretch, memory: curve("memory")? })
     }
 
     fn place(&self, t: &DeTable, at: usize, what: &str) -> Result<Place> {
@@ -469,12 +480,14 @@ fn model(s: &mut String, model: &Model) {
          op = {} # an op of a tile\n\
          copy = {} # one source to one destination: [bytes, ns]\n\
          fold = {} # every further source\n\
-         stretch = {} # times as long where a rank's buffer has so many bytes: [bytes, factor]\n",
+         stretch = {} # times as long where a rank's buffer has so many bytes: [bytes, factor]\n\
+         memory = {} # added to a call with so many bytes\n",
         number(m.call),
         number(m.op),
         curve(&m.copy),
         curve(&m.fold),
-        curve(&model.stretch)
+        curve(&model.stretch),
+        curve(&model.memory)
     );
     if let Some(cores) = m.cores {
         let _ = writeln!(s, "cores = {cores} # of a host, which its ranks share");
@@ -551,15 +564,15 @@ mod tests {
             ("cores = 2", "cores = 0", 2, "cores is 0"),
             ("latency = 60\n", "", 7, "`latency` is missing"),
             ("latency = 60\n", "latency = 60\ndepth = 0\n", 2, "depth"),
-            ("all_reduce", "all_redcue", 14, "no collective all_redcue"),
-            ("ranks = 4", "ranks = 0", 15, "`ranks`"),
-            ("hosts = 1", "hosts = 5", 13, "4 ranks on 5 hosts"),
-            ("\"shm\"", "\"ship\"", 17, "no transport ship"),
-            ("one_shot", "bruck", 19, "no algorithm bruck"),
-            ("ways = 1", "ways = 5", 20, "`ways` is 5"),
-            ("message = 262144", "message = 1", 21, "`message` is 1"),
-            ("up_to = 16384\n", "", 21, "as many bytes"),
-            ("up_to", "upto", 18, "`upto` is not known"),
+            ("all_reduce", "all_redcue", 15, "no collective all_redcue"),
+            ("ranks = 4", "ranks = 0", 16, "`ranks`"),
+            ("hosts = 1", "hosts = 5", 14, "4 ranks on 5 hosts"),
+            ("\"shm\"", "\"ship\"", 18, "no transport ship"),
+            ("one_shot", "bruck", 20, "no algorithm bruck"),
+            ("ways = 1", "ways = 5", 21, "`ways` is 5"),
+            ("message = 262144", "message = 1", 22, "`message` is 1"),
+            ("up_to = 16384\n", "", 22, "as many bytes"),
+            ("up_to", "upto", 19, "`upto` is not known"),
             ("[[choice]]", "[choice]", 0, ""),
         ] {
             let text = GOOD.replacen(from, to, 1);

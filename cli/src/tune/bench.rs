@@ -1,6 +1,6 @@
 //! Calls that are timed, all ranks together.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use graccl::tune::{Choice, Layout};
 use graccl::{Collective, Communicator, DataType, RedOp, Result};
@@ -17,6 +17,8 @@ const TURN: f64 = 1.5e6;
 const CALLS: std::ops::RangeInclusive<usize> = 1..=200;
 /// A call this long has fewer turns, ns.
 const LONG: f64 = 50e6;
+/// Looks at the machine's state, 0.1 s apart.
+const PATIENCE: usize = 30;
 
 pub struct Bench {
     /// Carries what the ranks tell each other.
@@ -26,6 +28,8 @@ pub struct Bench {
     pub layout: Layout,
     buffers: Buffers,
     most: usize,
+    /// The first two ranks of the first host that has two, and what a line's way between them took at first.
+    near: Option<(Option<Communicator>, f64)>,
 }
 
 impl Bench {
@@ -36,7 +40,49 @@ impl Bench {
         // Pages of their own; and sums of zeros are zeros, however often.
         buffers.send.slice_mut(0..most).fill(0);
         buffers.recv.slice_mut(0..most).fill(0);
-        Ok(Bench { job, comm, layout, buffers, most })
+        let two = layout.groups.iter().find(|g| g.len() > 1).map(|g| [g[0], g[1]]);
+        let mut bench = Bench { job, comm, layout, buffers, most, near: None };
+        if let Some(two) = two {
+            let color = two.contains(&(bench.rank() as u32)).then_some(0);
+            bench.near = Some((bench.comm.split(color, 0)?, 0.0));
+            let first = bench.hop()?;
+            bench.near = bench.near.take().map(|(c, _)| (c, first));
+        }
+        Ok(bench)
+    }
+
+    /// ns of a tiny message between two ranks of a host: what is called the state of the machine, since hosts move
+    /// virtual cores about. 0 without such ranks. Collective.
+    pub fn hop(&self) -> Result<f64> {
+        let Some((two, _)) = &self.near else { return Ok(0.0) };
+        let mut median = 0.0;
+        if let Some(two) = two {
+            let mut times = Vec::new();
+            for _ in 0..9 {
+                two.barrier()?;
+                let start = Instant::now();
+                for _ in 0..40 {
+                    two.barrier()?;
+                }
+                times.push(start.elapsed().as_nanos() as f64 / 40.0);
+            }
+            times.sort_by(f64::total_cmp);
+            median = times[times.len() / 2];
+        }
+        self.job.combine(median, 3)
+    }
+
+    /// Waits some seconds at most until the machine is in the state that it was in at first; whether it is.
+    pub fn settle(&self) -> Result<bool> {
+        let first = self.near.as_ref().map_or(0.0, |n| n.1);
+        for _ in 0..PATIENCE {
+            let now = self.hop()?;
+            if (0.6 * first..=1.6 * first).contains(&now) {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(false)
     }
 
     pub fn rank(&self) -> usize {

@@ -9,7 +9,7 @@ mod show;
 use std::path::PathBuf;
 
 use clap::Args;
-use graccl::tune::{Predictor, Profile};
+use graccl::tune::{Predictor, Profile, Table};
 use graccl::{Collective, Communicator, Config, Error, Result, TransportChoice};
 
 use crate::launch;
@@ -120,8 +120,12 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
     let runs = probe::fit(&mut bench, &mut predictor)?;
     show::runs(&bench, &runs);
     let uncertain = probe::uncertainty(&runs);
-    let mut table = graccl::tune::Table::default();
-    for collective in a.collectives()? {
+    let mut table = Table::default();
+    let collectives = a.collectives()?;
+    if !collectives.is_empty() {
+        bench.say(format_args!("#\n#  collective   up to bytes  algorithm              ways   message"));
+    }
+    for collective in collectives {
         let chosen = select::choose(&mut bench, &mut predictor, collective, a.maxbytes as u64, uncertain)?;
         table.merge(chosen);
     }

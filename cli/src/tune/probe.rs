@@ -11,6 +11,9 @@ use super::bench::Bench;
 
 /// Messages in flight on a channel: what the transports give.
 const DEPTH: u32 = 4;
+/// Interpretation of an op, and a core's way from one rank to another, ns: what fitting starts from.
+const OP: f64 = 8.0;
+const SWITCH: f64 = 1200.0;
 /// Sizes of messages.
 const SIZES: [usize; 10] = [4, 64, 504, 1024, 4096, 16384, 32768, 65536, 131072, 262144];
 
@@ -52,25 +55,21 @@ fn curve(mut points: Vec<(f64, f64)>) -> Result<Curve> {
     Curve::new(points)
 }
 
-/// `copy` and `fold` of float32 sums in a core's caches.
-fn kernels() -> Result<(Curve, Curve)> {
-    let most = *SIZES.last().expect("not empty");
+/// ns of `copy` and `fold` of float32 sums in a core's caches, for each of [`SIZES`].
+fn kernels() -> ([f64; SIZES.len()], [f64; SIZES.len()]) {
+    let most = SIZES[SIZES.len() - 1];
     let mut memory = vec![vec![0u8; most + 4096]; 3];
     let at: Vec<*mut u8> =
         memory.iter_mut().zip([64, 1344, 2688]).map(|(m, off)| m[off..].as_mut_ptr()).collect();
     let kernel = reduce::kernel(DataType::F32, RedOp::Sum);
-    let (mut copy, mut fold) = (Vec::new(), Vec::new());
-    for bytes in SIZES {
-        let run = |sources: usize| {
-            let from = [at[0].cast_const(), at[1].cast_const()];
-            // SAFETY: three blocks of `bytes` each, apart, at most two sources.
-            burst(|| unsafe { kernel(&at[2], 1, from.as_ptr(), sources, bytes / 4, 1, false) })
-        };
-        let (one, two) = (run(1), run(2));
-        copy.push((bytes as f64, one));
-        fold.push((bytes as f64, (two - one).max(0.0)));
-    }
-    Ok((curve(copy)?, curve(fold)?))
+    let run = |bytes: usize, sources: usize| {
+        let from = [at[0].cast_const(), at[1].cast_const()];
+        // SAFETY: three blocks of `bytes` each, apart, at most two sources.
+        burst(|| unsafe { kernel(&at[2], 1, from.as_ptr(), sources, bytes / 4, 1, false) })
+    };
+    let copy = SIZES.map(|bytes| run(bytes, 1));
+    let two = SIZES.map(|bytes| run(bytes, 2));
+    (copy, std::array::from_fn(|i| (two[i] - copy[i]).max(0.0)))
 }
 
 /// Two ranks that send to each other.
@@ -150,101 +149,112 @@ impl Pair<'_> {
     }
 }
 
-/// What a level costs, if these two ranks are at it.
-fn level(pair: &mut Pair, own: &Machine) -> Result<Level> {
+/// What a level costs: for each of [`SIZES`] `send`, `recv` and `link`, and behind them the latency.
+type Costs = [f64; 3 * SIZES.len() + 1];
+
+/// Measures a level with two ranks that are at it.
+fn measure(pair: &mut Pair, own: &Machine) -> Result<Costs> {
     let direct = Algorithm::by_name(Collective::Broadcast, "direct").expect("it is built in");
     // A message is one message, whatever its size.
     pair.comm.force(Some(Choice { algorithm: direct, ways: 1, message: 1 << 20 }))?;
     let fixed = own.call + own.op;
-    let (mut send, mut recv, mut link) = (Vec::new(), Vec::new(), Vec::new());
+    let mut costs = [0.0; 3 * SIZES.len() + 1];
     let mut latency = 0.0;
-    let mut limits = false;
-    for bytes in SIZES {
+    for (i, bytes) in SIZES.into_iter().enumerate() {
         let times = if bytes <= 16384 { 60 } else { 20 };
         let [way, sends, late] = pair.measure(bytes, times)?;
-        let x = bytes as f64;
-        let s = (sends - fixed).max(0.0).min(0.9 * way);
-        let copy = own.copy.at(x);
-        if bytes == SIZES[0] {
+        let send = (sends - fixed).max(0.0).min(0.9 * way);
+        let copy = own.copy.at(bytes as f64);
+        if i == 0 {
             latency = (way - sends - (late - own.call).max(0.0)).max(0.0);
         }
         let stream = pair.stream(bytes, times * 2)?;
         // Many messages take longer each than either core: then it is the link.
-        let busiest = sends.max(late);
-        let l = if stream > 1.5 * busiest && bytes > 1024 { stream } else { 0.0 };
-        limits |= l > 0.0;
-        link.push((x, l));
-        send.push((x, s));
-        let rest = way - fixed - s - latency - own.op - copy - l;
-        recv.push((x, rest.max(0.0)));
+        let link = if stream > 1.5 * sends.max(late) && bytes > 1024 { stream } else { 0.0 };
+        let rest = way - fixed - send - latency - own.op - copy - link;
+        costs[3 * i..3 * i + 3].copy_from_slice(&[send, rest.max(0.0), link]);
     }
+    costs[3 * SIZES.len()] = latency;
     pair.comm.force(None)?;
-    let link = if limits { curve(link)? } else { Curve::default() };
-    let links = u32::from(limits);
-    Ok(Level { send: curve(send)?, recv: curve(recv)?, latency, link, links, depth: DEPTH })
+    Ok(costs)
 }
 
-/// The first two ranks of a host, and the first ranks of the first two hosts.
+fn level(costs: &Costs) -> Result<Level> {
+    let part = |which: usize| {
+        let points = SIZES.iter().zip(costs.chunks(3));
+        curve(points.map(|(&bytes, c)| (bytes as f64, c[which])).collect())
+    };
+    let (send, recv, link) = (part(0)?, part(1)?, part(2)?);
+    let links = u32::from(!link.is_zero());
+    Ok(Level { send, recv, latency: costs[3 * SIZES.len()], link, links, depth: DEPTH })
+}
+
+/// Two ranks of a host, and ranks of two hosts; the first there are.
 fn pairs(hosts: &[u32]) -> [Option<(usize, usize)>; 2] {
-    let other = |same: bool| (1..hosts.len()).find(|&r| (hosts[r] == hosts[0]) == same).map(|r| (0, r));
-    let inside =
-        (0..hosts.len()).find_map(|a| (a + 1..hosts.len()).find(|&b| hosts[a] == hosts[b]).map(|b| (a, b)));
-    [inside, other(false)]
-}
-
-/// Probes kernels and messages. The same numbers on all ranks.
-pub fn machine(bench: &mut Bench) -> Result<Model> {
-    let (comm, me) = (&bench.comm, bench.rank());
-    // Not those that a pinned rank may use.
-    // SAFETY: a plain library call.
-    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
-    let mut m = Machine::alpha_beta(0.0, 0.0, 0.0);
-    let alone = comm.split(Some(me as u32), 0)?.expect("a communicator of its own");
-    // The others sleep while rank 0 measures.
-    if me == 0 {
-        (m.copy, m.fold) = kernels()?;
-        let mut one = [0f32];
-        let mut failed = Ok(());
-        m.call = burst(|| failed = alone.all_reduce(&mut one, RedOp::Sum));
-        failed?;
-        m.op = 8.0;
-    }
-    drop(alone);
-    bench.job.comm.barrier()?;
-    let hosts = comm.hosts().to_vec();
-    let mut levels = [None, None];
-    for (slot, pair) in levels.iter_mut().zip(pairs(&hosts)) {
-        let Some((a, b)) = pair else { continue };
-        let own = if me == a || me == b { Some(0) } else { None };
-        let two = comm.split(own, 0)?;
-        if let Some(two) = &two {
-            // Both need the numbers that rank 0 has, to take the same turns.
-            let mut pair = Pair { comm: two, buffer: vec![0; 1 << 20], clock: clock() };
-            *slot = Some(level(&mut pair, &m)?);
-        }
-        bench.job.comm.barrier()?;
-    }
-    let [inside, across] = levels;
-    let across = across.or_else(|| inside.clone());
-    if let Some(l) = inside.or_else(|| across.clone()) {
-        m.inside = l;
-    }
-    if let Some(l) = across {
-        m.across = l;
-    }
-    // Hosts of the same name are one machine that plays several: they share its cores.
-    let names = bench.job.gather(&host_name())?;
-    let here = names.iter().filter(|n| **n == names[0]).count();
-    let shared = (0..names.len()).filter(|&r| names[r] == names[0]).map(|r| hosts[r]).max().unwrap_or(0) + 1;
-    let crowded = here as u32 > cores;
-    (m.cores, m.core_hosts) = (crowded.then_some(cores), if crowded { shared } else { 1 });
-    m.switch = if crowded { 1200.0 } else { 0.0 };
-    Ok(Model::new(m))
+    [true, false].map(|same| {
+        let all = (0..hosts.len()).flat_map(|a| (a + 1..hosts.len()).map(move |b| (a, b)));
+        all.into_iter().find(|&(a, b)| (hosts[a] == hosts[b]) == same)
+    })
 }
 
 /// The system's name for this machine.
 fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string()
+}
+
+/// Probes kernels and messages. The same numbers on all ranks.
+pub fn machine(bench: &mut Bench) -> Result<Model> {
+    let (comm, me) = (&bench.comm, bench.rank());
+    let all = &bench.job.comm;
+    let alone = comm.split(Some(me as u32), 0)?.expect("a communicator of its own");
+    // The others sleep while rank 0 measures.
+    let mut own = [0.0; 2 * SIZES.len() + 1];
+    if me == 0 {
+        let (copy, fold) = kernels();
+        own[..SIZES.len()].copy_from_slice(&copy);
+        own[SIZES.len()..2 * SIZES.len()].copy_from_slice(&fold);
+        let mut one = [0f32];
+        let mut failed = Ok(());
+        own[2 * SIZES.len()] = burst(|| failed = alone.all_reduce(&mut one, RedOp::Sum));
+        failed?;
+    }
+    all.broadcast(&mut own, 0)?;
+    let through = |ns: &[f64]| curve(SIZES.iter().map(|&b| b as f64).zip(ns.iter().copied()).collect());
+    let mut m = Machine::alpha_beta(0.0, 0.0, 0.0);
+    (m.copy, m.fold) = (through(&own[..SIZES.len()])?, through(&own[SIZES.len()..2 * SIZES.len()])?);
+    (m.call, m.op) = (own[2 * SIZES.len()], OP);
+    let hosts = comm.hosts().to_vec();
+    let mut levels = [None, None];
+    for (slot, pair) in levels.iter_mut().zip(pairs(&hosts)) {
+        let Some((a, b)) = pair else { continue };
+        bench.settle()?;
+        let two = comm.split((me == a || me == b).then_some(0), 0)?;
+        let mut costs = [0.0; 3 * SIZES.len() + 1];
+        if let Some(two) = &two {
+            let mut pair = Pair { comm: two, buffer: vec![0; 1 << 20], clock: clock() };
+            costs = measure(&mut pair, &m)?;
+        }
+        all.broadcast(&mut costs, a)?;
+        *slot = Some(level(&costs)?);
+    }
+    let [inside, across] = levels;
+    if let Some(l) = inside.clone().or_else(|| across.clone()) {
+        m.inside = l;
+    }
+    if let Some(l) = across.or(inside) {
+        m.across = l;
+    }
+    // Hosts of the same name are one machine that plays several: they share its cores. Not those that a
+    // pinned rank may use count.
+    // SAFETY: a plain library call.
+    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
+    let names = bench.job.gather(&host_name())?;
+    let here: Vec<usize> = (0..names.len()).filter(|&r| names[r] == names[0]).collect();
+    if here.len() as u32 > cores {
+        (m.cores, m.switch) = (Some(cores), SWITCH);
+        m.core_hosts = here.iter().map(|&r| hosts[r]).max().unwrap_or(0) + 1;
+    }
+    Ok(Model::new(m))
 }
 
 /// Sizes whose calls the machine is fitted to, and those in between that only check it.
@@ -260,19 +270,30 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
         let algorithm = Algorithm::by_name(Collective::AllReduce, name).expect("it is built in");
         tune::forced(&bench.layout, algorithm)
     };
-    let known = [choice("direct"), choice("ring")];
-    let mut unknown = vec![choice("recursive_doubling"), choice("halving_doubling")];
+    let known = [choice("direct"), choice("ring"), choice("recursive_doubling")];
+    let mut unknown = vec![choice("halving_doubling")];
     if hierarchical {
         unknown.extend([choice("hier_2d"), choice("hier_leader")]);
     }
     let all: Vec<Choice> = known.iter().chain(&unknown).copied().collect();
     let (mut runs, mut others) = (Vec::new(), Vec::new());
-    for bytes in FITTED.into_iter().chain(CHECKED) {
+    let mut sizes = [&FITTED[..], &CHECKED].concat();
+    sizes.sort_unstable();
+    for bytes in sizes {
         if bytes > bench.what(Collective::AllReduce, usize::MAX).1 as usize {
             continue;
         }
         let (_, exact) = bench.what(Collective::AllReduce, bytes);
-        for (choice, ns) in all.iter().zip(bench.compare(Collective::AllReduce, bytes, &all)?) {
+        // In another state it is another machine.
+        if !bench.settle()? {
+            bench.say(format_args!("# {bytes} bytes left out: the machine's cores have moved"));
+            continue;
+        }
+        let times = bench.compare(Collective::AllReduce, bytes, &all)?;
+        if !bench.settle()? {
+            continue;
+        }
+        for (choice, ns) in all.iter().zip(times) {
             let run = Run::measured(place, exact, *choice, ns);
             let fits = FITTED.contains(&bytes) && known.contains(choice);
             if fits { &mut runs } else { &mut others }.push(run);

@@ -65,7 +65,7 @@ pub fn choose(
             let size = if up_to == u64::MAX { "more".to_string() } else { up_to.to_string() };
             let Choice { algorithm, ways, message } = choice;
             bench.say(format_args!(
-                "{:<14} {size:>10}  {:<22} {ways:>4} {message:>9}",
+                "   {:<14} {size:>10}  {:<22} {ways:>4} {message:>9}",
                 collective.name(),
                 algorithm.name
             ));

@@ -38,10 +38,7 @@ pub fn runs(bench: &Bench, runs: &[Run]) {
     let off: Vec<f64> = runs.iter().map(|r| r.error().abs()).collect();
     let within = off.iter().filter(|e| **e <= 0.15).count();
     let mean = 100.0 * off.iter().sum::<f64>() / off.len() as f64;
-    bench.say(format_args!(
-        "# mean error {mean:.1} %; within 15 % at {within} of {} points\n#\n# choices: collective, up to bytes, algorithm, ways, message",
-        runs.len()
-    ));
+    bench.say(format_args!("# mean error {mean:.1} %; within 15 % at {within} of {} points", runs.len()));
 }
 
 /// For the profile's readers.
