@@ -190,17 +190,17 @@ fn a_thousand_between_threads_over_tcp() {
     as_threads("a_thousand_between_threads_over_tcp", TransportChoice::Tcp, MANY, 16 << 10, &bounds);
 }
 
-// The slots of one with large calls take 118 MiB, in pages of 2 MiB.
+// If none gave back they would take 260 MiB, and several times that where the system finds huge pages.
 
 #[test]
 fn thirty_with_large_calls_between_processes() {
-    let bounds = Bounds { used: 1500, after: 200 };
+    let bounds = Bounds { used: 180, after: 100 };
     as_processes("thirty_with_large_calls_between_processes", "shm", 30, 256 << 10, &bounds);
 }
 
 #[test]
 fn thirty_with_large_calls_between_threads() {
-    let bounds = Bounds { used: 1500, after: 200 };
+    let bounds = Bounds { used: 180, after: 100 };
     as_threads("thirty_with_large_calls_between_threads", TransportChoice::Shm, 30, 256 << 10, &bounds);
 }
 
