@@ -84,7 +84,7 @@ unsafe fn settings(config: *const graccl_bucketer_config_t) -> Result<BucketerCo
     }
     // SAFETY: not null, and the caller's promise; the size comes first.
     let size = unsafe { (&raw const (*config).size).read() };
-    if size < FIRST_SIZE || size > 1 << 16 {
+    if !(FIRST_SIZE..=1 << 16).contains(&size) {
         return Err(Error::argument(format!(
             "config.size = {size} is not that of a graccl_bucketer_config_t"
         ))
