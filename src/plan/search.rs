@@ -32,6 +32,7 @@
 //! is ready last and needed first, always starts later.
 
 use super::{Costs, Mode, Model, Share};
+use crate::cost::Prices;
 
 /// The line of gradients in pieces that are not divided. Index 0 is before the first.
 pub(super) struct Atoms {
@@ -101,51 +102,72 @@ pub(super) struct Found {
     pub exact: bool,
 }
 
-/// More undominated pairs than this at one atom are thinned out. For halves 32 were enough in all cases tried.
-/// Putting off allreduces is a knapsack, and would need any number: 8 came within 0.8 % of what 512 found, and 32
-/// within 0.5 %.
-const fn widest(mode: Mode) -> usize {
-    match mode {
-        Mode::Priority => 16,
-        _ => 512,
-    }
+/// What every possible bucket takes in the first and in the second phase, ns. Prices are taken once: they are
+/// most of the time that a search takes.
+pub(super) struct Work {
+    /// Buckets that end at atom j and begin after atom i: j (j - 1) / 2 + i.
+    first: Vec<f64>,
+    /// Empty if there is nothing left to do in the second phase.
+    second: Vec<f64>,
 }
 
-/// Least work of the lane for the atoms from each on, all ready at once: `work(bytes)` for each bucket.
-pub(super) fn least_work(a: &Atoms, work: &impl Fn(u64) -> f64) -> Vec<f64> {
-    let n = a.len();
-    let mut least = vec![f64::INFINITY; n + 1];
-    least[n] = 0.0;
-    for i in (0..n).rev() {
-        // Sizes rise with j, and so do prices: the last one bounds the next ones from below.
-        let mut below = 0.0;
-        for j in i + 1..=n {
-            if a.from[j] as usize > i {
-                break;
+impl Work {
+    /// For halves in a mode that has them, for allreduces otherwise.
+    pub fn new(a: &Atoms, costs: &Costs, mode: Mode) -> Work {
+        let all = |prices: &dyn Prices| {
+            let mut table = Vec::with_capacity(a.len() * (a.len() + 1) / 2);
+            for j in 1..=a.len() {
+                let end = a.bytes[j];
+                table.extend(a.bytes[..j].iter().map(|begin| prices.price(end - begin).ns));
             }
-            if below + least[j] < least[i] {
-                below = work(a.bytes[j] - a.bytes[i]);
-                least[i] = least[i].min(below + least[j]);
-            }
+            table
+        };
+        match (mode, costs.halves) {
+            (Mode::ReduceScatterAllGather, Some((r, g))) => Work { first: all(r), second: all(g) },
+            _ => Work { first: all(costs.all_reduce), second: Vec::new() },
         }
     }
-    least
+
+    /// Of the buckets that end at `j`, by the atom after which they begin.
+    fn first(&self, j: usize) -> &[f64] {
+        &self.first[j * (j - 1) / 2..][..j]
+    }
+
+    /// The same for the second phase; empty if there is nothing to do.
+    fn second(&self, j: usize) -> &[f64] {
+        if self.second.is_empty() { &[] } else { &self.second[j * (j - 1) / 2..][..j] }
+    }
+
+    /// Least work of the lane for the atoms after each, if they were all ready at once.
+    pub fn least(&self, a: &Atoms) -> Vec<f64> {
+        let mut least = vec![f64::INFINITY; a.len() + 1];
+        least[a.len()] = 0.0;
+        for j in (1..=a.len()).rev() {
+            let (from, rest) = (a.from[j] as usize, least[j]);
+            let (first, second) = (self.first(j), self.second(j));
+            let all = least[..j].iter_mut().zip(first).skip(from);
+            if second.is_empty() {
+                all.for_each(|(l, w)| *l = l.min(w + rest));
+            } else {
+                all.zip(&second[from..]).for_each(|((l, w), v)| *l = l.min(w + v + rest));
+            }
+        }
+        least
+    }
 }
 
 /// Everything in order, in the first phase as early as can be: `e[j] = min over i of max(e[i], ready[j]) + T(i..j)`.
-pub(super) fn in_order(a: &Atoms, share: Share, work: &impl Fn(u64) -> f64) -> Found {
+pub(super) fn in_order(a: &Atoms, share: Share, work: &Work) -> Found {
     let n = a.len();
     let mut e = vec![0.0f64; n + 1];
     let mut before = vec![0usize; n + 1];
     for j in 1..=n {
-        let (mut best, mut from, mut below) = (f64::INFINITY, 0, 0.0);
+        let (mut best, mut from) = (f64::INFINITY, 0);
+        let first = work.first(j);
         for i in (a.from[j] as usize..j).rev() {
-            let start = e[i].max(a.ready[j]);
-            if start + below < best {
-                below = work(a.bytes[j] - a.bytes[i]);
-                if start + below < best {
-                    (best, from) = (start + below, i);
-                }
+            let end = e[i].max(a.ready[j]) + first[i];
+            if end < best {
+                (best, from) = (end, i);
             }
             // Earlier beginnings start no sooner, and send more.
             if e[i] <= a.ready[j] {
@@ -174,9 +196,16 @@ struct State {
     share: Share,
 }
 
-/// Both phases. `least` is [`least_work`] of the mode; `known` is a plan, and what comes back if there is none
-/// better.
-pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, least: &[f64], known: Found) -> Found {
+/// Both phases, with at most `widest` pairs an atom. `least` is [`Work::least`]; `known` is a plan, and what
+/// comes back if there is none better.
+pub(super) fn two_phases(
+    a: &Atoms,
+    work: &Work,
+    mode: Mode,
+    least: &[f64],
+    known: Found,
+    widest: usize,
+) -> Found {
     let n = a.len();
     // A gain of less than a millionth is not worth the search for it.
     let good = known.ns * (1.0 - 1e-6);
@@ -192,17 +221,12 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, least: &[f64], kn
         let (r, f) = (a.ready[j], a.forward[j]);
         // The next bucket is not ready sooner than the next atom, and its layers need at least that long.
         let (next_r, next_f) = if j < n { (a.ready[j + 1], a.forward[j + 1]) } else { (a.backward, f) };
-        let mut below = 0.0;
+        let (first, second) = (work.first(j), work.second(j));
         for i in (a.from[j] as usize..j).rev() {
-            if sums[i] + below + rest >= good {
+            let (first, second) = (first[i], second.get(i).copied().unwrap_or(0.0));
+            if sums[i] + first + second + rest >= good {
                 continue;
             }
-            let bytes = a.bytes[j] - a.bytes[i];
-            let (first, second) = match (mode, costs.halves) {
-                (Mode::ReduceScatterAllGather, Some((r, g))) => (r.price(bytes).ns, g.price(bytes).ns),
-                _ => (costs.all_reduce.price(bytes).ns, 0.0),
-            };
-            below = first + second;
             let mut idle = false;
             for (s, &State { e, h, .. }) in states[..fronts[i + 1]].iter().enumerate().skip(fronts[i]) {
                 idle |= e <= r && h <= f;
@@ -236,7 +260,6 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, least: &[f64], kn
             }
         }
         let width = states.len() - start;
-        let widest = widest(mode);
         if width > widest {
             exact = false;
             for k in 0..widest {

@@ -392,7 +392,7 @@ fn published_splits() {
         let (m, prices) = p40("resnet50", 293.6, algorithms);
         let atoms = search::Atoms::new(&m, 0);
         let costs = prices.costs();
-        let least = search::least_work(&atoms, &|b| costs.whole(Mode::AllReduce, b));
+        let least = Work::new(&atoms, &costs, Mode::AllReduce).least(&atoms);
         let limit = bound(&atoms, Mode::AllReduce, &least);
         let two =
             |first: usize| rules::by_ends(&atoms, &costs, Mode::AllReduce, &[161 - first, 161], limit).ns;

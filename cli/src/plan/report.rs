@@ -57,7 +57,7 @@ pub(super) fn text(o: &Outcome) -> String {
     );
     let _ = writeln!(
         t,
-        "# {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<18}  {:<8}",
+        "# {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<18}  {}",
         "bucket", "gradients", "bytes", "ready", "start", "end", "gathered", "algorithm", "when"
     );
     for (i, b) in p.buckets.iter().enumerate() {
