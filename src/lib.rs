@@ -3,10 +3,10 @@
 //! A collective is a *schedule*: plain data that says, rank by rank, what is read, folded and
 //! written. [`schedule`] builds, proves and prints schedules; [`exec`] runs them over the links of
 //! [`transport`], with the kernels of [`reduce`]; [`comm`] is what an application holds; [`capi`]
-//! is the same for C. [`record`] lets others see what a process waits for. Imports point downwards only, in this order:
+//! is the same for C. [`plan`] finds which gradients to send together. [`record`] lets others see what a process waits for. Imports point downwards only, in this order:
 //!
 //! ```text
-//! capi -> comm -> tune, exec -> sim -> cost, schedule, transport, reduce, memory, bootstrap, record -> types, error, log
+//! capi -> comm -> tune, plan, exec -> sim -> cost, schedule, transport, reduce, memory, bootstrap, record -> types, error, log
 //! ```
 //!
 //! `docs/design.md` explains why.

@@ -22,7 +22,7 @@ fn seeds_are_whole_conversations() {
 #[test]
 fn every_input_is_survived() {
     type Target = (&'static str, fn(&[u8]));
-    let targets: [Target; 5] = [
+    let targets: [Target; 6] = [
         ("accept", |b| {
             fuzz_accept(b);
         }),
@@ -32,6 +32,7 @@ fn every_input_is_survived() {
         ("env", fuzz_env),
         ("id", fuzz_id),
         ("wire", fuzz_wire),
+        ("profile", graccl::tune::fuzz_profile),
     ];
     for (name, run) in targets {
         let mut count = 0;

@@ -2,9 +2,11 @@
 
 mod launch;
 mod perf;
+mod plan;
 mod schedules;
 mod sim;
 mod status;
+mod tune;
 mod verify;
 
 use std::process::ExitCode;
@@ -25,6 +27,10 @@ enum Command {
     Run(launch::RunArgs),
     /// Time a collective and check its results (the flags and rows of nccl-tests).
     Perf(Box<perf::PerfArgs>),
+    /// Measure the machine and choose algorithms for it: a profile.
+    Tune(tune::TuneArgs),
+    /// Plan which gradients to send together, and compare with what others do.
+    Plan(Box<plan::PlanArgs>),
     /// Show what the processes on this host do, and whom they wait for.
     Status(status::StatusArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
@@ -39,6 +45,8 @@ fn main() -> ExitCode {
     let (name, result) = match Cli::parse().command {
         Command::Run(a) => ("run", launch::main(a)),
         Command::Perf(a) => ("perf", perf::main(&a)),
+        Command::Tune(a) => ("tune", tune::main(&a)),
+        Command::Plan(a) => ("plan", plan::main(*a)),
         Command::Status(a) => ("status", status::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Sim(a) => ("sim", sim::main(a)),

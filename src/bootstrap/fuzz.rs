@@ -136,6 +136,7 @@ impl<'a> Script<'a> {
             pid: self.word(),
             addrs: (0..self.byte() % 20).map(|i| [10, 0, 0, i].into()).collect(),
             port: self.word() as u16,
+            profile: 0,
             unix: [0; 16],
         }
     }

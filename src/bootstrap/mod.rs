@@ -79,6 +79,8 @@ pub struct Member {
     pub addrs: Vec<IpAddr>,
     /// Its TCP port, 0 if it has none.
     pub port: u16,
+    /// Digest of the choices that its profile makes, 0 without one.
+    pub profile: u64,
     /// Its abstract Unix name.
     unix: [u8; 16],
 }
@@ -196,6 +198,18 @@ impl Bootstrap {
         init_timeout: Duration,
         cancel: &AtomicBool,
     ) -> Result<Bootstrap> {
+        Bootstrap::join(id, rank, size, 0, init_timeout, cancel)
+    }
+
+    /// [`Bootstrap::rendezvous`] with a `profile` that the other ranks learn.
+    pub(crate) fn join(
+        id: &UniqueId,
+        rank: usize,
+        size: usize,
+        profile: u64,
+        init_timeout: Duration,
+        cancel: &AtomicBool,
+    ) -> Result<Bootstrap> {
         if rank >= size || size >= ROOT as usize {
             return Err(Error::argument(format!("rank {rank} of {size} ranks does not exist"))
                 .hint("ranks are 0 to size - 1"));
@@ -209,6 +223,7 @@ impl Bootstrap {
             pid: std::process::id(),
             addrs: Vec::new(),
             port: 0,
+            profile,
             unix: [0; 16],
         };
         if size == 1 {

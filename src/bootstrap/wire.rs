@@ -25,7 +25,7 @@ pub(super) type Key = [u8; 32];
 pub(super) type Tag = [u8; 16];
 
 /// Raised whenever a layout in this file changes.
-pub(super) const VERSION: u8 = 2;
+pub(super) const VERSION: u8 = 3;
 const MAGIC: &[u8; 6] = b"GRACCL";
 pub(super) const HELLO_LEN: usize = 72;
 pub(super) const ANSWER_LEN: usize = 72;
@@ -347,6 +347,7 @@ fn put_member(b: &mut Vec<u8>, m: &Member) {
     b.extend_from_slice(&(m.rank as u32).to_le_bytes());
     b.extend_from_slice(&m.host.to_le_bytes());
     b.extend_from_slice(&m.pid.to_le_bytes());
+    b.extend_from_slice(&m.profile.to_le_bytes());
     put_text(b, &m.hostname);
     b.extend_from_slice(&m.unix);
     b.extend_from_slice(&m.port.to_le_bytes());
@@ -356,14 +357,14 @@ fn put_member(b: &mut Vec<u8>, m: &Member) {
 }
 
 fn member(r: &mut Reader<'_>) -> Option<Member> {
-    let (rank, host, pid) = (r.u32()? as usize, r.u64()?, r.u32()?);
+    let (rank, host, pid, profile) = (r.u32()? as usize, r.u64()?, r.u32()?, r.u64()?);
     let (hostname, unix, port) = (r.text()?, r.array()?, r.u16()?);
     let n = r.u8()? as usize;
     if n > MAX_ADDRS {
         return None;
     }
     let addrs = (0..n).map(|_| r.ip()).collect::<Option<Vec<_>>>()?;
-    Some(Member { rank, host, hostname, pid, addrs, port, unix })
+    Some(Member { rank, host, hostname, pid, addrs, port, profile, unix })
 }
 
 /// What the root tells every rank in the end, if nothing went wrong.
@@ -427,7 +428,7 @@ mod tests {
 
     fn card(rank: usize) -> Member {
         let addrs = vec!["10.0.0.1".parse().unwrap(), "fd00::2".parse().unwrap()];
-        Member { rank, host: 77, hostname: "a/b".into(), pid: 12, addrs, port: 99, unix: [3; 16] }
+        Member { rank, host: 77, hostname: "a/b".into(), pid: 12, addrs, port: 99, profile: 5, unix: [3; 16] }
     }
 
     #[test]

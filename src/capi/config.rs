@@ -8,8 +8,10 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::offset_of;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::tune::Profile;
 use crate::{Config, Error, Result, TransportChoice};
 
 /// Marks a graccl_config_t that was initialised.
@@ -20,7 +22,8 @@ const FIRST_VERSION: c_int = 100;
 
 /// Settings of one communicator. Start from GRACCL_CONFIG_INITIALIZER and set what should differ:
 /// a field left at GRACCL_UNSET or NULL takes its value from the environment variable named here, or
-/// else the default. All ranks must use the same transport, algorithm, deterministic and encrypt.
+/// else the default. All ranks must use the same transport, algorithm, deterministic,
+/// encrypt and profile.
 #[repr(C)]
 pub struct graccl_config_t {
     /// sizeof(graccl_config_t), by the initialiser.
@@ -51,6 +54,9 @@ pub struct graccl_config_t {
     pub deterministic: c_int,
     /// 1: encrypt what goes over TCP; 0: do not. GRACCL_ENCRYPT; 0.
     pub encrypt: c_int,
+    /// File with the choices that `graccl tune` made; "" for none. Read during the call only.
+    /// GRACCL_PROFILE; none.
+    pub profile: *const c_char,
 }
 
 const UNSET: c_int = c_int::MIN;
@@ -82,6 +88,7 @@ unsafe fn copied(config: *const graccl_config_t) -> Result<graccl_config_t> {
         blocking: UNSET,
         deterministic: UNSET,
         encrypt: UNSET,
+        profile: ptr::null(),
     };
     // SAFETY: the size comes first in every version; only as much as it says is read.
     let size = unsafe { (&raw const (*config).size).read() };
@@ -174,6 +181,12 @@ pub(super) unsafe fn settings(config: *const graccl_config_t) -> Result<Settings
     if let Some(name) = unsafe { text("algorithm", own.algorithm) }? {
         settings.algorithm = (name != "auto").then(|| name.to_owned());
     }
+    if let Some(file) = unsafe { text("profile", own.profile) }? {
+        settings.profile = match file {
+            "" => None,
+            file => Some(Arc::new(Profile::load(file)?.table)),
+        };
+    }
     settings.verify = switch("verify", own.verify, settings.verify)?;
     settings.deterministic = switch("deterministic", own.deterministic, settings.deterministic)?;
     settings.encrypt = switch("encrypt", own.encrypt, settings.encrypt)?;
@@ -199,7 +212,7 @@ pub(super) unsafe fn inherited(config: *const graccl_config_t) -> Result<()> {
         ("deterministic", own.deterministic),
         ("encrypt", own.encrypt),
     ];
-    let texts = [("transport", own.transport), ("algorithm", own.algorithm)];
+    let texts = [("transport", own.transport), ("algorithm", own.algorithm), ("profile", own.profile)];
     let set = numbers.iter().find(|(_, value)| *value != UNSET).map(|(field, _)| field);
     match set.or(texts.iter().find(|(_, value)| !value.is_null()).map(|(field, _)| field)) {
         None => Ok(()),
@@ -224,6 +237,7 @@ mod tests {
         blocking: UNSET,
         deterministic: UNSET,
         encrypt: UNSET,
+        profile: ptr::null(),
     };
 
     fn read(config: &graccl_config_t) -> Result<Config> {
@@ -255,6 +269,7 @@ mod tests {
             blocking: 0,
             deterministic: 1,
             encrypt: 1,
+            profile: c"".as_ptr(),
             ..INITIALIZER
         };
         let expected = Config {
@@ -265,6 +280,7 @@ mod tests {
             verify: true,
             deterministic: true,
             encrypt: true,
+            profile: None,
         };
         assert_eq!(read_all(&config).unwrap(), Settings { config: expected, blocking: false });
     }
@@ -299,6 +315,8 @@ mod tests {
         assert!(inherited(ptr::null()).is_ok() && inherited(&INITIALIZER).is_ok());
         let error = inherited(&graccl_config_t { encrypt: 1, ..INITIALIZER }).unwrap_err();
         assert!(error.what.starts_with("config.encrypt"), "{error}");
+        let error = inherited(&graccl_config_t { profile: c"x".as_ptr(), ..INITIALIZER }).unwrap_err();
+        assert!(error.what.starts_with("config.profile"), "{error}");
         let error = inherited(&graccl_config_t { algorithm: c"ring".as_ptr(), ..INITIALIZER }).unwrap_err();
         assert!(error.what.starts_with("config.algorithm"), "{error}");
     }

@@ -1,7 +1,9 @@
 //! What can be set for a communicator, and the environment variables that set it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::tune::{Profile, Table};
 use crate::{Error, Result};
 
 /// Which transports may be used.
@@ -16,7 +18,7 @@ pub enum TransportChoice {
 }
 
 /// Settings of one communicator. [`Config::from_env`] reads the environment; fields may be changed
-/// afterwards. All ranks must use the same `transport` and `algorithm`.
+/// afterwards. All ranks must use the same `transport`, `algorithm` and `profile`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `GRACCL_TRANSPORT` = auto | shm | tcp.
@@ -35,6 +37,9 @@ pub struct Config {
     pub deterministic: bool,
     /// `GRACCL_ENCRYPT` = 1: TCP connections between ranks are encrypted. The same on all ranks.
     pub encrypt: bool,
+    /// `GRACCL_PROFILE` = FILE: choices that `graccl tune` made, see [`Profile::load`]. They count where
+    /// `algorithm` is auto, for the jobs that they were made for. The same on all ranks.
+    pub profile: Option<Arc<Table>>,
 }
 
 impl Default for Config {
@@ -47,6 +52,7 @@ impl Default for Config {
             verify: false,
             deterministic: false,
             encrypt: false,
+            profile: None,
         }
     }
 }
@@ -87,6 +93,9 @@ impl Config {
         c.verify = switch("GRACCL_VERIFY");
         c.deterministic = switch("GRACCL_DETERMINISTIC");
         c.encrypt = switch("GRACCL_ENCRYPT");
+        if let Some(file) = get("GRACCL_PROFILE").filter(|f| !f.is_empty()) {
+            c.profile = Some(Arc::new(Profile::load(file)?.table));
+        }
         Ok(c)
     }
 }

@@ -58,6 +58,9 @@ pub struct Machine {
     /// Cores per host that the ranks of the host share, where these are more; a rank keeps its core until it has
     /// to wait. `None`: a core (or GPU) for every rank.
     pub cores: Option<u32>,
+    /// So many hosts, one after the other, share these cores: 1, and more where one machine plays several
+    /// hosts.
+    pub core_hosts: u32,
     /// When a core goes from one rank to another, ns.
     pub switch: f64,
     /// Above the hosts' switches; `None`: nothing there limits.
@@ -128,6 +131,7 @@ impl Machine {
             copy: Curve::default(),
             fold: Curve::line(0.0, gamma_ns_per_byte),
             cores: None,
+            core_hosts: 1,
             switch: 0.0,
             trunk: None,
         }
@@ -139,8 +143,8 @@ impl Machine {
         self.across.check("across")?;
         let times = [(self.call, "call"), (self.op, "op"), (self.switch, "switch")];
         times.iter().try_for_each(|(x, name)| fine(*x, name))?;
-        if self.cores == Some(0) {
-            return Err(Error::argument("cores is 0")
+        if self.cores == Some(0) || self.core_hosts == 0 {
+            return Err(Error::argument("cores is 0, or no hosts have them")
                 .who("a machine")
                 .hint("leave it out for a core per rank"));
         }
@@ -183,7 +187,7 @@ mod tests {
         assert!(bad(&|m| m.across.latency = -1.0).contains("across.latency is -1"));
         assert!(bad(&|m| m.op = f64::NAN).contains("op is NaN"));
         assert!(bad(&|m| m.inside.depth = 0).contains("inside.depth is 0"));
-        assert!(bad(&|m| m.cores = Some(0)).contains("cores is 0"));
+        assert!(bad(&|m| m.cores = Some(0)).contains("cores is 0,"));
         let trunk = Trunk { hosts: 4, oversubscription: 0.0, latency: 0.0 };
         assert!(bad(&|m| m.trunk = Some(trunk)).contains("oversubscribed 0 to 1"));
     }

@@ -27,7 +27,7 @@ impl Plan {
         let compute = self.bound.compute;
         let exposed = (self.ns - compute).max(0.0);
         let mut lines = vec![format!(
-            "{} gradients, {}, in {} bucket{}: an iteration of {} ({:.1} % of {} of compute is all there is to gain).",
+            "{} gradients, {}, in {} bucket{}: an iteration takes {}, {:.1} % more than its {} of compute.",
             tensors.len(),
             size(model.bytes()),
             self.buckets.len(),

@@ -20,7 +20,7 @@ pub use model::{Model, Tensor, data_type};
 pub use network::{Network, NetworkPrices};
 pub use rules::{Alternative, alternatives};
 
-use crate::cost::Prices;
+use crate::cost::{Price, Prices};
 use crate::{Error, Result};
 
 use search::{Atoms, Cut};
@@ -74,7 +74,7 @@ pub enum Share {
 /// What the search may do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Modes to choose from, at least one. Of equals the first wins.
+    /// Modes to choose from, at least one.
     pub modes: Vec<Mode>,
     /// Tensors of more bytes than this may be cut, into equal parts of at most this. 0: none are.
     pub cut: u64,
@@ -113,7 +113,7 @@ pub struct Bucket {
 pub struct Bound {
     /// Forward and backward.
     pub compute: f64,
-    /// The lane works from the first gradient on without a pause, in the cheapest portions.
+    /// From some gradient on the lane works without a pause, in the cheapest portions, until all is done.
     pub lane: f64,
     /// The gradient that is ready last cannot be hidden behind anything.
     pub last: f64,
@@ -138,58 +138,91 @@ pub struct Plan {
     pub backward: f64,
     /// Of this mode.
     pub bound: Bound,
-    /// Start of the next forward pass, and when the layers of each bucket run in it.
+    /// When the layers of each bucket start and end in the next forward pass.
     pub layers: Vec<(f64, f64)>,
     /// No plan of this mode is faster (by more than a millionth). False if the search had to leave something
     /// out.
     pub exact: bool,
 }
 
-/// The best plan. `InvalidArgument` if there is no mode to choose from, or one that needs prices
+/// A mode that asks more of the framework has to be faster by this share.
+const WORTH: f64 = 1e-4;
+
+/// The first of these plans that no later one beats by a ten-thousandth; modes in the order of what they ask of
+/// the framework.
+pub fn best<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Option<&'a Plan> {
+    plans.into_iter().reduce(|best, p| if p.ns < best.ns * (1.0 - WORTH) { p } else { best })
+}
+
+/// The [`best`] plan of the modes. `InvalidArgument` if there is no mode to choose from, or one that needs prices
 /// that are not there.
 pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
-    let mut best: Option<Plan> = None;
-    for &mode in &options.modes {
-        let p = plan_mode(model, costs, mode, options.cut)?;
-        if best.as_ref().is_none_or(|b| p.ns < b.ns) {
-            best = Some(p);
-        }
-    }
-    best.ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
+    let one = |&mode| plan_mode(model, costs, mode, options.cut);
+    let plans = options.modes.iter().map(one).collect::<Result<Vec<Plan>>>()?;
+    best(&plans)
+        .cloned()
+        .ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
 }
 
 fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan> {
+    if mode == Mode::ReduceScatterAllGather && costs.halves.is_none() {
+        return Err(Error::argument("prices of reduce_scatter and all_gather are not known")
+            .who("a plan")
+            .hint("give them, or leave this mode out"));
+    }
     let atoms = Atoms::new(model, cut);
-    let all = |bytes| costs.all_reduce.price(bytes).ns;
-    let found = match (mode, costs.halves) {
-        (Mode::AllReduce, _) => search::in_order(&atoms, &all),
-        (Mode::Priority, _) => {
-            let known = search::in_order(&atoms, &all);
-            search::two_phases(&atoms, costs, mode, known.ns).unwrap_or(known)
-        }
-        (Mode::ReduceScatterAllGather, Some((r, _))) => {
-            let mut known = search::in_order(&atoms, &|bytes| r.price(bytes).ns);
-            known.cuts.iter_mut().for_each(|c| c.2 = Share::Both);
-            known.ns = lay_out(&atoms, costs, mode, &known.cuts).ns;
-            search::two_phases(&atoms, costs, mode, known.ns).unwrap_or(known)
-        }
-        (Mode::ReduceScatterAllGather, None) => {
-            return Err(Error::argument("prices of reduce_scatter and all_gather are not known")
-                .who("a plan")
-                .hint("give them, or leave this mode out"));
-        }
-    };
-    let mut plan = lay_out(&atoms, costs, mode, &found.cuts);
+    let least = search::least_work(&atoms, &|bytes| costs.whole(mode, bytes));
+    let bound = bound(&atoms, mode, &least);
+    let (all, halves) = (Share::Backward, Share::Both);
+    let share = if mode == Mode::ReduceScatterAllGather { halves } else { all };
+    // In order first: two phases have to be better than that.
+    let mut found = search::in_order(&atoms, share, &|bytes| costs.first(share, bytes).ns);
+    found.ns = lay_out(&atoms, costs, mode, &found.cuts, bound).ns;
+    if mode != Mode::AllReduce && found.ns > bound.ns() * (1.0 + 1e-6) {
+        found = search::two_phases(&atoms, costs, mode, &least, found);
+    }
+    search::join(&atoms, costs, &mut found);
+    let mut plan = lay_out(&atoms, costs, mode, &found.cuts, bound);
     plan.exact = found.exact;
     Ok(plan)
 }
 
+impl Costs<'_> {
+    /// What a bucket occupies the lane for, ns.
+    fn whole(&self, mode: Mode, bytes: u64) -> f64 {
+        match (mode, self.halves) {
+            (Mode::ReduceScatterAllGather, Some((r, g))) => r.price(bytes).ns + g.price(bytes).ns,
+            _ => self.all_reduce.price(bytes).ns,
+        }
+    }
+
+    /// The allreduce, or the reduce_scatter.
+    fn first(&self, share: Share, bytes: u64) -> Price {
+        match (share, self.halves) {
+            (Share::Both, Some((r, _))) => r.price(bytes),
+            _ => self.all_reduce.price(bytes),
+        }
+    }
+}
+
+/// See [`Bound`]; `least` is [`search::least_work`].
+fn bound(a: &Atoms, mode: Mode, least: &[f64]) -> Bound {
+    let n = a.len();
+    let forward = a.forward[n];
+    let after = if mode == Mode::AllReduce { forward } else { a.forward[1] };
+    let from = (1..=n).find(|&j| a.tensor[j] == a.tensor[n]).unwrap_or(n);
+    Bound {
+        compute: a.backward + forward,
+        lane: (0..n).map(|i| a.ready[i + 1] + least[i]).fold(0.0, f64::max) + after,
+        last: a.backward + least[from - 1] + forward,
+    }
+}
+
 /// Plays a partition: when what happens, and the bounds.
-fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut]) -> Plan {
-    let (n, backward, forward) = (a.len(), a.backward, a.forward[a.len()]);
-    let all = |bytes| costs.all_reduce.price(bytes);
+fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut], bound: Bound) -> Plan {
+    let (backward, forward) = (a.backward, a.forward[a.len()]);
     let mut lane: f64 = 0.0;
-    let mut spend = |start: f64, price: crate::cost::Price| {
+    let mut spend = |start: f64, price: Price| {
         let start = lane.max(start);
         lane = start + price.ns;
         Span { start, end: lane, algorithm: price.algorithm }
@@ -197,10 +230,9 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut]) -> Plan {
     let mut buckets: Vec<Bucket> = Vec::with_capacity(cuts.len());
     for &(i, j, share) in cuts {
         let bytes = a.bytes[j] - a.bytes[i];
-        let reduce = match (share, costs.halves) {
-            (Share::Forward, _) => Span { start: 0.0, end: 0.0, algorithm: "" },
-            (Share::Both, Some((r, _))) => spend(a.ready[j], r.price(bytes)),
-            _ => spend(a.ready[j], all(bytes)),
+        let reduce = match share {
+            Share::Forward => Span { start: 0.0, end: 0.0, algorithm: "" },
+            _ => spend(a.ready[j], costs.first(share, bytes)),
         };
         buckets.push(Bucket {
             first: a.tensor[i + 1] as usize,
@@ -215,7 +247,7 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut]) -> Plan {
     }
     for b in buckets.iter_mut().rev() {
         match (b.share, costs.halves) {
-            (Share::Forward, _) => b.reduce = spend(backward, all(b.bytes)),
+            (Share::Forward, _) => b.reduce = spend(backward, costs.first(b.share, b.bytes)),
             (Share::Both, Some((_, g))) => b.gather = Some(spend(backward, g.price(b.bytes))),
             _ => {}
         }
@@ -229,17 +261,6 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut]) -> Plan {
         time = start + (a.forward[j] - a.forward[i]);
         layers[k] = (start, time);
     }
-    let cheapest = |bytes| match (mode, costs.halves) {
-        (Mode::ReduceScatterAllGather, Some((r, g))) => r.price(bytes).ns + g.price(bytes).ns,
-        _ => all(bytes).ns,
-    };
-    let work = search::least_work(a, &cheapest)[0];
-    let after = if mode == Mode::AllReduce { forward } else { a.forward[1] };
-    let bound = Bound {
-        compute: backward + forward,
-        lane: a.ready[1] + work + after,
-        last: backward + cheapest(a.bytes[n] - a.bytes[n - 1]) + forward,
-    };
     Plan { mode, buckets, ns: time, forward, backward, bound, layers, exact: true }
 }
 

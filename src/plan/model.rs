@@ -148,25 +148,29 @@ impl Model {
         self
     }
 
-    /// The same model on a machine that takes `ns` for forward and backward together.
-    pub fn in_time(mut self, ns: f64) -> Model {
-        let factor = ns / (self.forward() + self.backward());
-        for t in &mut self.tensors {
-            t.ready *= factor;
-            t.forward *= factor;
+    /// The same model on a machine that takes `ns` for forward and backward together. `InvalidArgument` if
+    /// the model has no times to scale.
+    pub fn in_time(mut self, ns: f64) -> Result<Model> {
+        let now = self.forward() + self.backward();
+        if now <= 0.0 {
+            return Err(wrong("has no times that could be scaled", "a model"));
         }
-        self
+        for t in &mut self.tensors {
+            t.ready *= ns / now;
+            t.forward *= ns / now;
+        }
+        Ok(self)
     }
 }
 
-/// The type of this name: nccl-tests' names, and `f16`, `bf16`, `f32` and `f64`.
+/// The type of this name: nccl-tests' names, `f16`, `bf16`, `f32` and `f64`, and PyTorch's.
 pub fn data_type(name: &str) -> Option<DataType> {
-    match name {
-        "f16" => Some(DataType::F16),
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "f16" | "float16" => Some(DataType::F16),
         "bf16" => Some(DataType::Bf16),
-        "f32" => Some(DataType::F32),
-        "f64" => Some(DataType::F64),
-        _ => DataType::ALL.into_iter().find(|d| d.name() == name),
+        "f32" | "float32" => Some(DataType::F32),
+        "f64" | "float64" => Some(DataType::F64),
+        name => DataType::ALL.into_iter().find(|d| d.name() == name),
     }
 }
 
@@ -239,12 +243,12 @@ mod tests {
 
     #[test]
     fn model_files() {
-        let text = "# a comment\ntensor, elements,type,ready_us\nb,10,f32,1.5\na,20,half,2\n\n";
+        let text = "# a comment\ntensor, elements,type,ready_us\nb,10,torch.float32,1.5\na,20,half,2\n\n";
         let m = Model::parse(text).unwrap();
         assert_eq!(m.bytes(), 80);
         assert_eq!((m.tensors()[0].ready, m.backward(), m.forward()), (1500.0, 2000.0, 0.0));
         assert_eq!(m.clone().sent_as(DataType::F16).bytes(), 60);
-        assert_eq!(m.clone().in_time(4000.0).backward(), 4000.0);
+        assert_eq!(m.clone().in_time(4000.0).unwrap().backward(), 4000.0);
         let err = |text: &str| Model::parse(text).unwrap_err().to_string();
         assert!(err("").contains("no column `tensor`"));
         assert!(err("tensor,elements,type,ready_us\n").contains("has no gradients"));

@@ -33,28 +33,28 @@ struct Link {
 }
 
 /// Prices of a network's allreduces and of their halves.
-#[derive(Clone, Debug)]
 pub struct NetworkPrices {
     all_reduce: Forms,
     half: Forms,
 }
 
-/// The cheapest of some forms; `share` of its price.
-#[derive(Clone, Debug)]
-struct Forms {
-    share: f64,
-    lines: Vec<Linear>,
-    list: Option<PriceList>,
+/// Prices, or half of them.
+enum Forms {
+    Lines(Cheapest<Linear>),
+    List(PriceList),
+    Half(Box<Forms>),
 }
 
 impl Prices for Forms {
     fn price(&self, bytes: u64) -> Price {
-        let price = match (&self.list, self.lines.as_slice()) {
-            (Some(list), _) => list.price(bytes),
-            (None, [line]) => line.price(bytes),
-            (None, lines) => Cheapest(lines.iter().map(|l| *l).collect()).price(bytes),
-        };
-        Price { ns: price.ns * self.share, ..price }
+        match self {
+            Forms::Lines(lines) => lines.price(bytes),
+            Forms::List(list) => list.price(bytes),
+            Forms::Half(whole) => {
+                let price = whole.price(bytes);
+                Price { ns: price.ns / 2.0, ..price }
+            }
+        }
     }
 }
 
@@ -152,8 +152,8 @@ impl Network {
                     "leave the choice of one out".into(),
                 );
             }
-            let forms = |share| Forms { share, lines: Vec::new(), list: Some(list.clone()) };
-            return Ok(NetworkPrices { all_reduce: forms(1.0), half: forms(0.5) });
+            let whole = || Forms::List(list.clone());
+            return Ok(NetworkPrices { all_reduce: whole(), half: Forms::Half(Box::new(whole())) });
         }
         let (Some(out), Some(link)) = (self.link(ranks), inside.unwrap_or(self).link(k)) else {
             return wrong(
@@ -176,8 +176,8 @@ impl Network {
         let halves: Vec<Linear> = chosen.iter().filter(whole).copied().collect();
         let half = if halves.is_empty() { chosen.clone() } else { halves };
         Ok(NetworkPrices {
-            all_reduce: Forms { share: 1.0, lines: chosen, list: None },
-            half: Forms { share: 0.5, lines: half, list: None },
+            all_reduce: Forms::Lines(Cheapest(chosen)),
+            half: Forms::Half(Box::new(Forms::Lines(Cheapest(half)))),
         })
     }
 }
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!((ns(&p, 8192), ns(&p, 12288)), (182_030.0, 791_790.0));
         let halves = p.costs().halves.unwrap();
         assert_eq!(halves.0.price(8192).ns, 91_015.0);
-        let e = net.prices(64, 64, None, &[]).unwrap_err().to_string();
+        let e = net.prices(64, 64, None, &[]).err().unwrap().to_string();
         assert!(e.contains("no measurement of 64 ranks") && e.contains("2, 4, 8"), "{e}");
     }
 
@@ -290,9 +290,9 @@ mod tests {
         let all = net.prices(64, 64, None, &[]).unwrap();
         assert_eq!(all.costs().all_reduce.price(1024).algorithm, "recursive_doubling");
         assert_eq!(all.costs().all_reduce.price(1 << 30).algorithm, "halving_doubling");
-        let e = net.prices(6, 4, None, &[]).unwrap_err().to_string();
+        let e = net.prices(6, 4, None, &[]).err().unwrap().to_string();
         assert!(e.contains("spread evenly"), "{e}");
-        let e = net.prices(6, 6, None, &["hier_2d"]).unwrap_err().to_string();
+        let e = net.prices(6, 6, None, &["hier_2d"]).err().unwrap().to_string();
         assert!(e.contains("known: ring, recursive_doubling"), "{e}");
     }
 }

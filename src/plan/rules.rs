@@ -1,7 +1,7 @@
 //! What others do: fixed rules, on the same model and prices.
 
-use super::search::Atoms;
-use super::{Costs, Mode, Model, Plan, Share, lay_out};
+use super::search::{Atoms, least_work};
+use super::{Bound, Costs, Mode, Model, Plan, Share, bound, lay_out};
 
 /// A rule and what comes of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,9 @@ pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
     let atoms = Atoms::new(model, 0);
     let n = atoms.len();
     let all = |bytes| costs.all_reduce.price(bytes).ns;
-    let lay = |ends: &[usize]| by_ends(&atoms, costs, Mode::AllReduce, ends);
+    let limit = |mode| bound(&atoms, mode, &least_work(&atoms, &|bytes| costs.whole(mode, bytes)));
+    let no_less = limit(Mode::AllReduce);
+    let lay = |ends: &[usize]| by_ends(&atoms, costs, Mode::AllReduce, ends, no_less);
     let mut rules =
         vec![("wfbp".to_string(), lay(&(1..=n).collect::<Vec<_>>())), ("one_bucket".to_string(), lay(&[n]))];
     for mib in THRESHOLDS {
@@ -34,14 +36,14 @@ pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
         rules.push(("two_groups".to_string(), best));
     }
     if costs.halves.is_some() {
-        let ends = threshold(&atoms, 25 << 20);
-        rules.push(("dear_25MiB".to_string(), by_ends(&atoms, costs, Mode::ReduceScatterAllGather, &ends)));
+        let (ends, mode) = (threshold(&atoms, 25 << 20), Mode::ReduceScatterAllGather);
+        rules.push(("dear_25MiB".to_string(), by_ends(&atoms, costs, mode, &ends, limit(mode))));
     }
     rules.into_iter().map(|(name, plan)| Alternative { name, plan }).collect()
 }
 
 /// Buckets that end at these atoms, and where the element type changes.
-fn by_ends(a: &Atoms, costs: &Costs, mode: Mode, ends: &[usize]) -> Plan {
+pub(super) fn by_ends(a: &Atoms, costs: &Costs, mode: Mode, ends: &[usize], bound: Bound) -> Plan {
     let share = if mode == Mode::ReduceScatterAllGather { Share::Both } else { Share::Backward };
     let changes = (1..a.len()).filter(|&j| a.from[j + 1] as usize == j);
     let mut ends: Vec<usize> = ends.iter().copied().chain(changes).collect();
@@ -49,7 +51,7 @@ fn by_ends(a: &Atoms, costs: &Costs, mode: Mode, ends: &[usize]) -> Plan {
     ends.dedup();
     let mut begin = 0;
     let cuts: Vec<_> = ends.into_iter().map(|j| (std::mem::replace(&mut begin, j), j, share)).collect();
-    lay_out(a, costs, mode, &cuts)
+    lay_out(a, costs, mode, &cuts, bound)
 }
 
 fn threshold(a: &Atoms, bytes: u64) -> Vec<usize> {

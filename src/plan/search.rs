@@ -101,8 +101,15 @@ pub(super) struct Found {
     pub exact: bool,
 }
 
-/// More undominated pairs than this at one atom are thinned out.
-const WIDEST: usize = 512;
+/// More undominated pairs than this at one atom are thinned out. For halves 32 were enough in all cases tried.
+/// Putting off allreduces is a knapsack, and would need any number: 8 came within 0.8 % of what 512 found, and 32
+/// within 0.5 %.
+const fn widest(mode: Mode) -> usize {
+    match mode {
+        Mode::Priority => 16,
+        _ => 512,
+    }
+}
 
 /// Least work of the lane for the atoms from each on, all ready at once: `work(bytes)` for each bucket.
 pub(super) fn least_work(a: &Atoms, work: &impl Fn(u64) -> f64) -> Vec<f64> {
@@ -125,8 +132,8 @@ pub(super) fn least_work(a: &Atoms, work: &impl Fn(u64) -> f64) -> Vec<f64> {
     least
 }
 
-/// All allreduces in the first phase: `e[j] = min over i of max(e[i], ready[j]) + T(i..j)`.
-pub(super) fn in_order(a: &Atoms, work: &impl Fn(u64) -> f64) -> Found {
+/// Everything in order, in the first phase as early as can be: `e[j] = min over i of max(e[i], ready[j]) + T(i..j)`.
+pub(super) fn in_order(a: &Atoms, share: Share, work: &impl Fn(u64) -> f64) -> Found {
     let n = a.len();
     let mut e = vec![0.0f64; n + 1];
     let mut before = vec![0usize; n + 1];
@@ -150,7 +157,7 @@ pub(super) fn in_order(a: &Atoms, work: &impl Fn(u64) -> f64) -> Found {
     let mut cuts = Vec::new();
     let mut j = n;
     while j > 0 {
-        cuts.push((before[j], j, Share::Backward));
+        cuts.push((before[j], j, share));
         j = before[j];
     }
     cuts.reverse();
@@ -167,47 +174,41 @@ struct State {
     share: Share,
 }
 
-/// Both phases. `good`: a plan that takes this long is known; if nothing better is found, `None`.
-pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Option<Found> {
+/// Both phases. `least` is [`least_work`] of the mode; `known` is a plan, and what comes back if there is none
+/// better.
+pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, least: &[f64], known: Found) -> Found {
     let n = a.len();
-    let halves = costs.halves.as_ref();
-    let all = |bytes| costs.all_reduce.price(bytes).ns;
-    let both = |bytes| halves.map_or(f64::INFINITY, |(r, g)| r.price(bytes).ns + g.price(bytes).ns);
-    let least = match mode {
-        Mode::ReduceScatterAllGather => least_work(a, &both),
-        _ => least_work(a, &all),
-    };
     // A gain of less than a millionth is not worth the search for it.
-    let good = good * (1.0 - 1e-6);
+    let good = known.ns * (1.0 - 1e-6);
     let mut states = vec![State { e: 0.0, h: 0.0, before: 0, at: 0, share: Share::Backward }];
-    let mut fronts = vec![0..1usize];
+    // Atom i has states fronts[i]..fronts[i + 1].
+    let mut fronts = vec![0, 1];
     // Least e + h of each front.
     let mut sums = vec![0.0];
     let mut exact = true;
     let mut new: Vec<State> = Vec::new();
-    for j in 1..=n {
+    for (j, &rest) in least.iter().enumerate().skip(1) {
         new.clear();
         let (r, f) = (a.ready[j], a.forward[j]);
         // The next bucket is not ready sooner than the next atom, and its layers need at least that long.
         let (next_r, next_f) = if j < n { (a.ready[j + 1], a.forward[j + 1]) } else { (a.backward, f) };
         let mut below = 0.0;
         for i in (a.from[j] as usize..j).rev() {
-            if sums[i] + below + least[j] >= good {
+            if sums[i] + below + rest >= good {
                 continue;
             }
             let bytes = a.bytes[j] - a.bytes[i];
-            let (first, second) = match (mode, halves) {
+            let (first, second) = match (mode, costs.halves) {
                 (Mode::ReduceScatterAllGather, Some((r, g))) => (r.price(bytes).ns, g.price(bytes).ns),
-                _ => (all(bytes), 0.0),
+                _ => (costs.all_reduce.price(bytes).ns, 0.0),
             };
             below = first + second;
             let mut idle = false;
-            for s in fronts[i].clone() {
-                let State { e, h, .. } = states[s];
+            for (s, &State { e, h, .. }) in states[..fronts[i + 1]].iter().enumerate().skip(fronts[i]) {
                 idle |= e <= r && h <= f;
                 let mut add = |e: f64, h: f64, share| {
                     let (e, h) = (e.max(next_r), h.max(next_f));
-                    if e.max(a.backward) + h < good && e + h + least[j] < good {
+                    if e.max(a.backward) + h < good && e + h + rest < good {
                         new.push(State { e, h, before: s as u32, at: j as u32, share });
                     }
                 };
@@ -235,18 +236,20 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Opt
             }
         }
         let width = states.len() - start;
-        if width > WIDEST {
+        let widest = widest(mode);
+        if width > widest {
             exact = false;
-            for k in 0..WIDEST {
-                states[start + k] = states[start + k * (width - 1) / (WIDEST - 1)];
+            for k in 0..widest {
+                states[start + k] = states[start + k * (width - 1) / (widest - 1)];
             }
-            states.truncate(start + WIDEST);
+            states.truncate(start + widest);
         }
-        fronts.push(start..states.len());
+        fronts.push(states.len());
         sums.push(states[start..].iter().map(|s| s.e + s.h).fold(f64::INFINITY, f64::min));
     }
     let ns = |s: &State| s.e.max(a.backward) + s.h;
-    let last = states[fronts[n].clone()].iter().min_by(|x, y| ns(x).total_cmp(&ns(y)))?;
+    let last = states[fronts[n]..].iter().min_by(|x, y| ns(x).total_cmp(&ns(y)));
+    let Some(last) = last else { return Found { exact, ..known } };
     let (ns, mut s, mut cuts) = (ns(last), *last, Vec::new());
     while s.at > 0 {
         let before = states[s.before as usize];
@@ -254,5 +257,54 @@ pub(super) fn two_phases(a: &Atoms, costs: &Costs, mode: Mode, good: f64) -> Opt
         s = before;
     }
     cuts.reverse();
-    Some(Found { cuts, ns, exact })
+    Found { cuts, ns, exact }
+}
+
+/// Joins neighbours where that takes the lane no longer and the plan stays as fast: of many equally fast plans
+/// one with few buckets.
+pub(super) fn join(a: &Atoms, costs: &Costs, found: &mut Found) {
+    // What a bucket takes in the first and in the second phase.
+    let work = |&(i, j, share): &Cut| {
+        let bytes = a.bytes[j] - a.bytes[i];
+        let first = costs.first(share, bytes).ns;
+        match (share, costs.halves) {
+            (Share::Forward, _) => (0.0, first),
+            (Share::Both, Some((_, g))) => (first, g.price(bytes).ns),
+            _ => (first, 0.0),
+        }
+    };
+    let step = |(e, h): (f64, f64), cut: &Cut, (first, second): (f64, f64)| {
+        let e = if cut.2 == Share::Forward { e } else { f64::max(e, a.ready[cut.1]) + first };
+        (e, f64::max(h, a.forward[cut.1]) + second)
+    };
+    let works: Vec<(f64, f64)> = found.cuts.iter().map(work).collect();
+    let end = found.cuts.iter().zip(&works).fold((0.0, 0.0), |s, (c, w)| step(s, c, *w));
+    // How late a prefix may be for the rest to be as fast; rounding aside.
+    let slack = 1e-9 * found.ns;
+    let mut late = (end.0.max(a.backward) + slack, end.1 + slack);
+    let mut latest = vec![late; works.len()];
+    for k in (1..works.len()).rev() {
+        late = (late.0 - works[k].0, late.1 - works[k].1);
+        latest[k - 1] = late;
+    }
+    let mut before = (0.0, 0.0);
+    let mut joined: Vec<(Cut, (f64, f64))> = Vec::new();
+    for (k, (cut, &next)) in found.cuts.iter().zip(&works).enumerate() {
+        if let Some(&((i, _, share), last)) = joined.last() {
+            let both = (i, cut.1, share);
+            if share == cut.2 && a.from[cut.1] as usize <= i {
+                let w = work(&both);
+                let (e, h) = step(before, &both, w);
+                let no_longer = w.0 + w.1 <= last.0 + last.1 + next.0 + next.1;
+                if no_longer && e <= latest[k].0 && h <= latest[k].1 {
+                    *joined.last_mut().expect("there is one") = (both, w);
+                    continue;
+                }
+            }
+            let (last, w) = *joined.last().expect("there is one");
+            before = step(before, &last, w);
+        }
+        joined.push((*cut, next));
+    }
+    found.cuts = joined.into_iter().map(|(c, _)| c).collect();
 }

@@ -191,6 +191,7 @@ fn as_good_as_the_best_of_all_partitions() {
 fn priority_is_as_good_as_any_order_of_any_partition() {
     let mut r = Random(11);
     let orders: Vec<_> = (0..6).map(permutations).collect();
+    let mut cut_short = 0;
     for round in 0..600 {
         let n = 1 + r.below(5) as usize;
         let m = model(&mut r, n);
@@ -203,8 +204,14 @@ fn priority_is_as_good_as_any_order_of_any_partition() {
         }));
         let p = plan(&m, &costs, &Options { modes: vec![Mode::Priority], cut: 0 }).unwrap();
         consistent(&p, &m);
-        assert!(p.exact && same(p.ns, want), "round {round}: {} for {want}", p.ns);
+        if p.exact {
+            assert!(same(p.ns, want), "round {round}: {} for {want}", p.ns);
+        } else {
+            cut_short += 1;
+            assert!(p.ns > want * (1.0 - 1e-6) && p.ns < want * 1.05, "round {round}: {} for {want}", p.ns);
+        }
     }
+    assert!(cut_short < 30, "{cut_short}");
 }
 
 #[test]
@@ -289,38 +296,108 @@ fn published_traces_give_known_times() {
 fn no_rule_is_better() {
     let mut cases = 0;
     for name in Model::names() {
-        for m in [Model::built_in(name).unwrap(), by_layer(&Model::built_in(name).unwrap())] {
-            for m in [m.clone(), m.sent_as(DataType::F16)] {
-                for network in Network::names() {
-                    let net = Network::built_in(network).unwrap();
-                    let mut ranks = net.measured();
-                    if network != "10gbe-osu" {
-                        ranks.extend([16, 64, 1024]);
+        let tensors = Model::built_in(name).unwrap();
+        let layers = by_layer(&tensors);
+        let half = layers.clone().sent_as(DataType::F16);
+        for network in Network::names() {
+            let net = Network::built_in(network).unwrap();
+            let mut ranks = net.measured();
+            if network != "10gbe-osu" {
+                ranks.extend([16, 64, 1024]);
+            }
+            for n in ranks {
+                let prices = net.prices(n, n, None, &[]).unwrap();
+                let case = format!("{name} on {network} x {n}");
+                for (m, cut) in [(&tensors, 0), (&layers, 0), (&layers, 16 << 20), (&half, 0)] {
+                    let p = never_worse(m, &prices.costs(), cut, &case);
+                    if cut == 0 && m.tensors().len() < 100 {
+                        let options = Options { modes: vec![Mode::Priority], cut };
+                        let priority = plan(m, &prices.costs(), &options).unwrap();
+                        consistent(&priority, m);
+                        assert!(priority.ns <= p.ns, "{case}");
                     }
-                    for n in ranks {
-                        let prices = net.prices(n, n, None, &[]).unwrap();
-                        let costs = prices.costs();
-                        for cut in [0, 16 << 20] {
-                            never_worse(&m, &costs, cut, &format!("{name} on {network} x {n}"));
-                            cases += 1;
-                        }
-                    }
+                    cases += 1;
                 }
             }
         }
     }
-    assert!(cases > 2000, "{cases}");
+    assert!(cases > 1000, "{cases}");
 }
 
-fn never_worse(m: &Model, costs: &Costs, cut: u64, case: &str) {
+/// Returns the plan with plain allreduces.
+fn never_worse(m: &Model, costs: &Costs, cut: u64, case: &str) -> Plan {
     let one = |mode| plan(m, costs, &Options { modes: vec![mode], cut }).unwrap();
-    let plans = Mode::ALL.map(one);
-    plans.iter().for_each(|p| consistent(p, m));
-    let [barrier, priority, halves] = &plans;
-    assert!(barrier.exact && halves.exact, "{case}");
-    assert!(priority.ns <= barrier.ns, "{case}");
+    let (barrier, halves) = (one(Mode::AllReduce), one(Mode::ReduceScatterAllGather));
+    for p in [&barrier, &halves] {
+        consistent(p, m);
+        assert!(p.exact, "{case}");
+    }
     for a in alternatives(m, costs) {
-        let best = if a.plan.mode == Mode::AllReduce { barrier } else { halves };
+        consistent(&a.plan, m);
+        let best = if a.plan.mode == Mode::AllReduce { &barrier } else { &halves };
         assert!(best.ns <= a.plan.ns * (1.0 + 2e-6), "{case}: {} {} {}", a.name, a.plan.ns, best.ns);
+    }
+    barrier
+}
+
+/// 500 gradients of all sizes, ready at even distances.
+fn many() -> Model {
+    let mut r = Random(3);
+    let tensors = (0..500).map(|i| Tensor {
+        name: i.to_string(),
+        elements: 1 << r.below(22),
+        dtype: DataType::F32,
+        ready: f64::from(i) * 4e5,
+        forward: 2e5,
+    });
+    Model::new(tensors.collect()).unwrap()
+}
+
+/// `cargo bench --bench plan` has the times; this is far above them, so that a busy machine does not fail it.
+#[test]
+fn plans_are_quick() {
+    let m = many();
+    for (network, ranks) in [("10gbe", 64), ("roce100", 1024), ("10gbe-osu", 8)] {
+        let prices = Network::built_in(network).unwrap().prices(ranks, ranks, None, &[]).unwrap();
+        for (mode, ms) in Mode::ALL.into_iter().zip([20, 2000, 200]) {
+            let start = std::time::Instant::now();
+            plan(&m, &prices.costs(), &Options { modes: vec![mode], cut: 0 }).unwrap();
+            let took = start.elapsed();
+            assert!(took.as_millis() < ms, "{network} {}: {took:?}", mode.name());
+        }
+    }
+}
+
+/// 1024 P40 on 128 hosts, 64 images each, half precision: assumptions of docs/plan.md.
+fn p40(name: &str, compute_ms: f64, algorithms: &[&str]) -> (Model, NetworkPrices) {
+    let m = Model::built_in(name).unwrap().sent_as(DataType::F16).in_time(compute_ms * 1e6).unwrap();
+    let (out, inside) = (Network::built_in("roce100").unwrap(), Network::built_in("pcie3").unwrap());
+    (m, out.prices(1024, 128, Some(&inside), algorithms).unwrap())
+}
+
+/// The splits in two that were found by hand for these networks in 2018: AlexNet 20|21, ResNet-50 76|77.
+#[test]
+fn published_splits() {
+    for algorithms in [&["ring", "hier_leader"][..], &[]] {
+        let (m, prices) = p40("alexnet-bn", 28.2, algorithms);
+        let options = Options { modes: vec![Mode::AllReduce], cut: 0 };
+        let p = plan(&m, &prices.costs(), &options).unwrap();
+        assert_eq!(p.buckets.len(), 2);
+        // The 6 tensors of the fully connected layers, by a ring; the other 20 through leaders, or in 2 levels.
+        assert_eq!((p.buckets[0].first, p.buckets[0].last), (0, 5));
+        assert_eq!(p.buckets[0].reduce.algorithm, "ring");
+        assert_ne!(p.buckets[1].reduce.algorithm, "ring");
+    }
+    for algorithms in [&["ring"][..], &["ring", "hier_leader"], &[]] {
+        let (m, prices) = p40("resnet50", 293.6, algorithms);
+        let atoms = search::Atoms::new(&m, 0);
+        let costs = prices.costs();
+        let least = search::least_work(&atoms, &|b| costs.whole(Mode::AllReduce, b));
+        let limit = bound(&atoms, Mode::AllReduce, &least);
+        let two =
+            |first: usize| rules::by_ends(&atoms, &costs, Mode::AllReduce, &[161 - first, 161], limit).ns;
+        let best = (1..161).map(two).fold(f64::INFINITY, f64::min);
+        // Tensors 1 to 76 in the second bucket. The optimum is flat.
+        assert!(two(76) < best * 1.01, "{} {best}", two(76));
     }
 }

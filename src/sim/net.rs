@@ -92,7 +92,7 @@ impl Symmetry {
     /// chunks are cut unevenly, none is sought.
     pub fn of(algorithm: &Algorithm, groups: &Groups, machine: &Machine) -> Symmetry {
         const FEW: usize = 128;
-        let hosts = machine.trunk.map_or(1, |t| t.hosts as usize);
+        let hosts = machine.trunk.map_or(1, |t| t.hosts).max(machine.core_hosts) as usize;
         match groups.n() {
             ..=FEW => Symmetry::None,
             _ => Symmetry::find(algorithm, groups, groups.of(0).len().saturating_mul(hosts)),

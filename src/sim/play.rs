@@ -129,7 +129,7 @@ pub struct Player<'a> {
     channels: Vec<Channel>,
     slots: Vec<Slot>,
     ranks: Vec<Rank>,
-    /// By host; empty where every rank has a core.
+    /// By host, or by hosts that share cores; empty where every rank has a core.
     cores: Vec<Cores>,
     /// Links out of and into hosts: `gates[level][direction]`, then by host and link.
     gates: [[Vec<Gate>; 2]; 2],
@@ -264,10 +264,11 @@ impl<'a> Player<'a> {
         };
         p.price_pieces();
         if let Some(cores) = machine.cores
-            && net.host_sizes.iter().any(|&size| size > cores)
+            && let shared = machine.core_hosts as usize
+            && net.host_sizes.chunks(shared).any(|sizes| sizes.iter().sum::<u32>() > cores)
         {
             let idle = vec![None; cores as usize];
-            p.cores = vec![Cores { idle, queue: VecDeque::new() }; hosts];
+            p.cores = vec![Cores { idle, queue: VecDeque::new() }; hosts.div_ceil(shared)];
         }
         Ok(p)
     }
@@ -416,7 +417,7 @@ impl<'a> Player<'a> {
     fn dispatch(&mut self, rank: u32) {
         let mut switched = false;
         if !self.cores.is_empty() && !self.ranks[rank as usize].has_core {
-            let host = self.net.hosts[rank as usize] as usize;
+            let host = (self.net.hosts[rank as usize] / self.machine.core_hosts) as usize;
             let cores = &mut self.cores[host];
             let own = cores.idle.iter().position(|&last| last == Some(rank));
             let Some(i) = own.or(cores.idle.len().checked_sub(1)) else {
@@ -567,7 +568,7 @@ impl<'a> Player<'a> {
             return;
         }
         self.ranks[rank as usize].has_core = false;
-        let host = self.net.hosts[rank as usize] as usize;
+        let host = (self.net.hosts[rank as usize] / self.machine.core_hosts) as usize;
         self.cores[host].idle.push(Some(rank));
         if let Some(next) = self.cores[host].queue.pop_front() {
             self.ranks[next as usize].waits_for_core = false;

@@ -188,6 +188,12 @@ fn fewer_cores_than_ranks() {
     // Each of two cores goes to its other rank and back at least once.
     assert!(switched.ns >= shared.ns + 2000.0, "{} {}", switched.ns, shared.ns);
     close(switched.cores.iter().sum::<f64>() % 100.0, 0.0);
+    // Two hosts that one machine plays have no more cores than one host.
+    machine.core_hosts = 2;
+    let played = run("direct", &Groups::blocks(4, 2), &machine, shape(4096, 1, 1));
+    close(played.ns, switched.ns);
+    machine.core_hosts = 1;
+    assert!(run("direct", &Groups::blocks(4, 2), &machine, shape(4096, 1, 1)).ns < switched.ns);
     machine.cores = Some(4);
     close(run("direct", &groups, &machine, shape(4096, 1, 1)).ns, free.ns);
 }

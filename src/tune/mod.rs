@@ -1,10 +1,22 @@
 //! Which algorithm carries out a call, and into how many tiles it is cut.
 //!
-//! Built-in constants, measured (see `docs/design.md`). The choice depends only on what all ranks
-//! know alike (ranks, hosts, bytes), never on a rank's own buffers or on a fresh measurement: so all
-//! ranks choose the same, and the same job gives the same bits every time.
+//! A profile's frozen [`Table`], which `graccl tune` made ([`Profile`]), or else built-in constants, measured
+//! (see `docs/design.md`). The choice depends only on what all ranks know alike (ranks, hosts, bytes, the
+//! profile), never on a rank's own buffers or on a fresh measurement: so all ranks choose the same, and the
+//! same job gives the same bits every time.
+
+mod predict;
+mod profile;
+mod table;
+
+pub use predict::{Candidate, Model, Predictor};
+#[doc(hidden)]
+pub use profile::fuzz_profile;
+pub use profile::{Profile, Run};
+pub use table::{Place, Table};
 
 use crate::schedule::{self, Algorithm, ArgKind, Collective, Groups, Program};
+use crate::transport::shm;
 
 /// What all ranks know about the communicator.
 #[derive(Clone, Debug)]
@@ -15,13 +27,34 @@ pub struct Layout {
     pub all_tcp: bool,
 }
 
+impl Layout {
+    /// "shm", "tcp" or "shm+tcp"; "self" with one rank.
+    pub fn transport(&self) -> &'static str {
+        match (self.groups.n(), self.any_tcp, self.all_tcp) {
+            (1, ..) => "self",
+            (_, false, _) => "shm",
+            (_, true, true) => "tcp",
+            (_, true, false) => "shm+tcp",
+        }
+    }
+}
+
 /// A decision: algorithm, tiles worked on at a time, and the largest message to aim at (bytes).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Choice {
     pub algorithm: &'static Algorithm,
     pub ways: u32,
     pub message: usize,
 }
+
+impl PartialEq for Choice {
+    fn eq(&self, other: &Choice) -> bool {
+        std::ptr::eq(self.algorithm, other.algorithm)
+            && (self.ways, self.message) == (other.ways, other.message)
+    }
+}
+
+impl Eq for Choice {}
 
 fn named(collective: Collective, name: &str) -> &'static Algorithm {
     Algorithm::by_name(collective, name).expect("a built-in choice names a built-in algorithm")
@@ -92,6 +125,11 @@ pub fn deterministic(
 /// For a forced algorithm.
 pub fn forced(layout: &Layout, algorithm: &'static Algorithm) -> Choice {
     Choice { algorithm, ways: if layout.any_tcp { 4 } else { 2 }, message: MESSAGE }
+}
+
+/// The largest message that can be had, where `message` is aimed at.
+pub fn room(layout: &Layout, message: usize) -> usize {
+    if layout.all_tcp { message } else { message.min(shm::MESSAGE) }
 }
 
 /// The longest message of a program, in chunks.

@@ -1,15 +1,19 @@
 //! `graccl perf`: times a collective and checks its results.
 
-mod args;
-mod buffer;
+pub mod args;
+pub mod buffer;
+mod check;
+mod choice;
 mod data;
-mod job;
+pub mod job;
+pub mod operation;
 mod report;
-mod run;
+pub mod run;
 mod table;
 mod tensors;
 
 pub use args::{PerfArgs, parse_size};
+use operation::Operation;
 pub use table::number;
 
 use graccl::{Error, Result};
@@ -26,7 +30,7 @@ const RANK_VARIABLES: [(&str, &str); 5] = [
 ];
 
 /// Rank and number of ranks, if a launcher started this process.
-fn launched() -> Option<(usize, usize)> {
+pub fn launched() -> Option<(usize, usize)> {
     let number = |name: &str| std::env::var(name).ok()?.trim().parse().ok();
     RANK_VARIABLES.iter().find_map(|(rank, size)| Some((number(rank)?, number(size)?)))
 }
@@ -42,7 +46,7 @@ pub fn main(a: &PerfArgs) -> Result<u8> {
     run::main(a, rank, size).map_err(|e| if size > 1 { prefix(e, rank) } else { e })
 }
 
-fn prefix(mut e: Error, rank: usize) -> Error {
+pub fn prefix(mut e: Error, rank: usize) -> Error {
     e.what = format!("rank {rank}: {}", e.what);
     e
 }
@@ -54,6 +58,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
         a.np.map_or(cores.max(2), |n| n as usize).max(if a.np.is_none() { a.hosts as usize } else { 1 });
     let bytes = match &a.tensors {
         Some(list) => tensors::total_bytes(&tensors::load(list, a.datatype.0[0])?),
+        None if a.operation == Operation::Barrier => 0,
         None => a.maxbytes,
     };
     check_memory(ranks, bytes)?;
@@ -71,7 +76,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
 }
 
 /// Two buffers per rank must fit into this machine's free memory, or the kernel would kill ranks.
-fn check_memory(ranks: usize, bytes: usize) -> Result<()> {
+pub fn check_memory(ranks: usize, bytes: usize) -> Result<()> {
     let need = bytes.saturating_mul(2).saturating_mul(ranks);
     let Some(free) = free_memory() else { return Ok(()) };
     if need > free {

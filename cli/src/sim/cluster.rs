@@ -180,6 +180,7 @@ impl Cluster {
             copy: file.copy.curve("copy")?,
             fold: file.fold.curve("fold")?,
             cores: file.cores,
+            core_hosts: 1,
             switch: file.switch,
             trunk: file.trunk.map(|t| Trunk {
                 hosts: t.hosts,

@@ -1,0 +1,158 @@
+//! `graccl plan`: which gradients to send together, and what it would gain.
+
+mod report;
+mod svg;
+
+use std::io::Write;
+
+use clap::Args;
+use graccl::plan::{Alternative, Costs, Mode, Model, Network, NetworkPrices, Options, Plan, best, data_type};
+use graccl::{DataType, Error, Result};
+
+use crate::perf::parse_size;
+
+#[derive(Args)]
+#[command(after_help = "\
+The model is one of alexnet, alexnet-bn, bert-base, bert-large, googlenet, resnet50, vgg16, or a file: lines
+of `tensor,elements,type,ready_us,forward_us` under a line with these names, in the order in which
+gradients become ready in the backward pass. docs/plan.md shows how to write one from a framework.
+
+Networks are published measurements; docs/plan.md lists them, and says how they are scaled to other
+numbers of ranks. The plan is the best partition that there is, not a guess, for these times and prices.
+
+Times of an iteration: from the start of the backward pass to the end of the next forward pass.")]
+pub struct PlanArgs {
+    /// Model: a name or a file
+    #[arg(long, value_name = "NAME|FILE")]
+    model: String,
+    /// Number of ranks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: u32,
+    /// Network between hosts: a name
+    #[arg(long, value_name = "NAME")]
+    network: String,
+    /// Hosts that the ranks are spread over evenly, each with one link; default: a host per rank
+    #[arg(long, value_name = "H", value_parser = clap::value_parser!(u32).range(1..))]
+    hosts: Option<u32>,
+    /// Network inside hosts; default: the same
+    #[arg(long, value_name = "NAME")]
+    inside: Option<String>,
+    /// Use only these algorithms
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    algo: Vec<String>,
+    /// Plan for this mode only: all_reduce, priority or reduce_scatter_all_gather
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    mode: Option<Mode>,
+    /// Tensors of more bytes than this may be cut; 0: none
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "16M")]
+    cut: usize,
+    /// Send floating-point gradients as this type: f16, bf16, f32 or f64
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
+    dtype: Option<DataType>,
+    /// Scale the model's times so that forward and backward take this long together
+    #[arg(long, value_name = "MS", value_parser = parse_ms)]
+    compute_ms: Option<f64>,
+    /// Draw the plan's timeline
+    #[arg(long, value_name = "FILE")]
+    svg: Option<String>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_mode(text: &str) -> std::result::Result<Mode, String> {
+    Mode::ALL.into_iter().find(|m| m.name() == text).ok_or_else(|| {
+        let names = Mode::ALL.map(Mode::name);
+        format!("use one of: {}", names.join(", "))
+    })
+}
+
+fn parse_type(text: &str) -> std::result::Result<DataType, String> {
+    data_type(text).filter(|d| d.is_float()).ok_or_else(|| "use f16, bf16, f32 or f64".into())
+}
+
+fn parse_ms(text: &str) -> std::result::Result<f64, String> {
+    let ms = text.parse().map_err(|_| "not a number".to_string())?;
+    if ms > 0.0 && ms < 1e9 { Ok(ms) } else { Err("must be more than 0, and less than 1e9".into()) }
+}
+
+/// Everything that is printed.
+struct Outcome {
+    model_name: String,
+    model: Model,
+    network: String,
+    plan: Plan,
+    /// The best of every mode that was allowed, and everybody's rules.
+    others: Vec<Alternative>,
+}
+
+fn load(args: &PlanArgs) -> Result<(String, Model)> {
+    let (name, mut model) = match Model::built_in(&args.model) {
+        Some(model) => (args.model.clone(), model),
+        None => {
+            let text = std::fs::read_to_string(&args.model).map_err(|e| {
+                let names: Vec<_> = Model::names().collect();
+                Error::argument(format!("cannot read the model file {}: {e}", args.model))
+                    .hint(format!("give a file, or one of: {}", names.join(", ")))
+            })?;
+            (args.model.clone(), Model::parse(&text)?)
+        }
+    };
+    if let Some(dtype) = args.dtype {
+        model = model.sent_as(dtype);
+    }
+    if let Some(ms) = args.compute_ms {
+        model = model.in_time(ms * 1e6)?;
+    }
+    Ok((name, model))
+}
+
+fn network(name: &str) -> Result<Network> {
+    Network::built_in(name).ok_or_else(|| {
+        Error::argument(format!("unknown network `{name}`"))
+            .hint(format!("use one of: {}", Network::names().join(", ")))
+    })
+}
+
+/// What communication costs between the ranks, and in words where.
+fn prices(args: &PlanArgs) -> Result<(NetworkPrices, String)> {
+    let hosts = args.hosts.unwrap_or(args.ranks);
+    let out = network(&args.network)?;
+    let inside = args.inside.as_deref().map(network).transpose()?;
+    let algorithms: Vec<&str> = args.algo.iter().map(String::as_str).collect();
+    let prices = out.prices(args.ranks, hosts, inside.as_ref(), &algorithms)?;
+    let inside = inside.map_or(String::new(), |n| format!(", {} inside hosts", n.name));
+    Ok((prices, format!("{} ranks on {hosts} hosts, {}{inside}", args.ranks, out.name)))
+}
+
+/// `graccl plan`.
+pub fn main(args: PlanArgs) -> Result<u8> {
+    let (model_name, model) = load(&args)?;
+    let (prices, network) = prices(&args)?;
+    let outcome = decide(&args, model_name, model, network, &prices.costs())?;
+    if let Some(path) = &args.svg {
+        let picture = svg::timeline(&outcome);
+        std::fs::write(path, picture).map_err(|e| Error::io(format!("cannot write {path}"), &e))?;
+    }
+    let text = if args.json { report::json(&outcome) } else { report::text(&outcome) };
+    std::io::stdout().write_all(text.as_bytes()).map_err(|e| Error::io("cannot print", &e))?;
+    Ok(0)
+}
+
+fn decide(
+    args: &PlanArgs,
+    model_name: String,
+    model: Model,
+    network: String,
+    costs: &Costs,
+) -> Result<Outcome> {
+    let modes = args.mode.map_or(Mode::ALL.to_vec(), |m| vec![m]);
+    let mut others = Vec::new();
+    for mode in modes {
+        let plan = graccl::plan::plan(&model, costs, &Options { modes: vec![mode], cut: args.cut as u64 })?;
+        others.push(Alternative { name: format!("best {}", mode.name()), plan });
+    }
+    let plan = best(others.iter().map(|a| &a.plan)).cloned().expect("there is a mode");
+    others.extend(graccl::plan::alternatives(&model, costs));
+    Ok(Outcome { model_name, model, network, plan, others })
+}

@@ -1,0 +1,319 @@
+//! What the machine's parts cost, and how good that predicts calls.
+
+use std::time::Instant;
+
+use graccl::cost::{Curve, Level, Machine};
+use graccl::schedule::Algorithm;
+use graccl::tune::{self, Choice, Model, Place, Predictor, Run};
+use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
+
+use super::bench::Bench;
+
+/// Messages in flight on a channel: what the transports give.
+const DEPTH: u32 = 4;
+/// Interpretation of an op, and a core's way from one rank to another, ns: what fitting starts from.
+const OP: f64 = 8.0;
+const SWITCH: f64 = 1200.0;
+/// Sizes of messages.
+const SIZES: [usize; 10] = [4, 64, 504, 1024, 4096, 16384, 32768, 65536, 131072, 262144];
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// ns of two reads of the clock.
+fn clock() -> f64 {
+    let mut t: Vec<f64> = (0..201).map(|_| Instant::now().elapsed().as_nanos() as f64).collect();
+    median(&mut t)
+}
+
+/// ns per run of `f`, the median of short bursts.
+fn burst(mut f: impl FnMut()) -> f64 {
+    f();
+    let start = Instant::now();
+    f();
+    let one = start.elapsed().as_nanos().max(20) as f64;
+    let times = ((20_000.0 / one) as usize).clamp(1, 1000);
+    let mut all: Vec<f64> = (0..15)
+        .map(|_| {
+            let start = Instant::now();
+            (0..times).for_each(|_| f());
+            start.elapsed().as_nanos() as f64 / times as f64
+        })
+        .collect();
+    median(&mut all)
+}
+
+/// A curve through what was measured, made to rise at its end.
+fn curve(mut points: Vec<(f64, f64)>) -> Result<Curve> {
+    if let [.., a, b] = &mut points[..]
+        && b.1 < a.1
+    {
+        b.1 = a.1;
+    }
+    Curve::new(points)
+}
+
+/// ns of `copy` and `fold` of float32 sums in a core's caches, for each of [`SIZES`].
+fn kernels() -> ([f64; SIZES.len()], [f64; SIZES.len()]) {
+    let most = SIZES[SIZES.len() - 1];
+    let mut memory = vec![vec![0u8; most + 4096]; 3];
+    let at: Vec<*mut u8> =
+        memory.iter_mut().zip([64, 1344, 2688]).map(|(m, off)| m[off..].as_mut_ptr()).collect();
+    let kernel = reduce::kernel(DataType::F32, RedOp::Sum);
+    let run = |bytes: usize, sources: usize| {
+        let from = [at[0].cast_const(), at[1].cast_const()];
+        // SAFETY: three blocks of `bytes` each, apart, at most two sources.
+        burst(|| unsafe { kernel(&at[2], 1, from.as_ptr(), sources, bytes / 4, 1, false) })
+    };
+    let copy = SIZES.map(|bytes| run(bytes, 1));
+    let two = SIZES.map(|bytes| run(bytes, 2));
+    (copy, std::array::from_fn(|i| (two[i] - copy[i]).max(0.0)))
+}
+
+/// Two ranks that send to each other.
+struct Pair<'a> {
+    comm: &'a Communicator,
+    buffer: Vec<u8>,
+    clock: f64,
+}
+
+impl Pair<'_> {
+    /// One message from `root` to the other rank; ns that it took here.
+    fn message(&mut self, root: usize, bytes: usize) -> Result<f64> {
+        let at = self.buffer.as_mut_ptr();
+        let call = Call::moving(Collective::Broadcast, at, at, bytes, DataType::U8).root(root);
+        let start = Instant::now();
+        // SAFETY: the buffer is longer than any message.
+        unsafe { self.comm.call(&call)? };
+        Ok((start.elapsed().as_nanos() as f64 - self.clock).max(0.0))
+    }
+
+    /// Medians over `times`, ns: from the call that sends to the end of the one that receives; of that what
+    /// the sender's core does; what the receiver's does where the message is there already.
+    fn measure(&mut self, bytes: usize, times: usize) -> Result<[f64; 3]> {
+        let me = self.comm.rank();
+        let (mut way, mut send, mut recv) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 0..times + 3 {
+            let start = Instant::now();
+            let first = self.message(0, bytes)?;
+            self.message(1, bytes)?;
+            let both = start.elapsed().as_nanos() as f64 - self.clock;
+            if me == 0 && i >= 3 {
+                way.push(both / 2.0);
+                send.push(first);
+            }
+        }
+        let patience = 3.0 * self.tell(median(&mut way))? + 3000.0;
+        for _ in 0..times {
+            // Rank 0 hears from rank 1 and answers at once; rank 1 looks late.
+            self.message(1, 4)?;
+            if me == 1 {
+                let start = Instant::now();
+                while (start.elapsed().as_nanos() as f64) < patience {
+                    std::hint::spin_loop();
+                }
+            }
+            let late = self.message(0, bytes)?;
+            if me == 1 {
+                recv.push(late);
+            }
+        }
+        let found = [median(&mut way), median(&mut send), median(&mut recv)];
+        let mut all = found;
+        for (i, x) in all.iter_mut().enumerate() {
+            *x = self.tell(if (me == 0) == (i < 2) { found[i] } else { 0.0 })?;
+        }
+        Ok(all)
+    }
+
+    /// ns per message when many follow each other.
+    fn stream(&mut self, bytes: usize, times: usize) -> Result<f64> {
+        self.message(0, bytes)?;
+        self.message(1, 4)?;
+        let start = Instant::now();
+        for _ in 0..times {
+            self.message(0, bytes)?;
+        }
+        // The last one has arrived when this has.
+        self.message(1, 4)?;
+        self.tell(start.elapsed().as_nanos() as f64 / times as f64)
+    }
+
+    /// The larger of both ranks' numbers.
+    fn tell(&self, x: f64) -> Result<f64> {
+        let mut both = [x];
+        self.comm.all_reduce(&mut both, RedOp::Max)?;
+        Ok(both[0])
+    }
+}
+
+/// What a level costs: for each of [`SIZES`] `send`, `recv` and `link`, and behind them the latency.
+type Costs = [f64; 3 * SIZES.len() + 1];
+
+/// Measures a level with two ranks that are at it.
+fn measure(pair: &mut Pair, own: &Machine) -> Result<Costs> {
+    let direct = Algorithm::by_name(Collective::Broadcast, "direct").expect("it is built in");
+    // A message is one message, whatever its size.
+    pair.comm.force(Some(Choice { algorithm: direct, ways: 1, message: 1 << 20 }))?;
+    let fixed = own.call + own.op;
+    let mut costs = [0.0; 3 * SIZES.len() + 1];
+    let mut latency = 0.0;
+    for (i, bytes) in SIZES.into_iter().enumerate() {
+        let times = if bytes <= 16384 { 60 } else { 20 };
+        let [way, sends, late] = pair.measure(bytes, times)?;
+        let send = (sends - fixed).max(0.0).min(0.9 * way);
+        let copy = own.copy.at(bytes as f64);
+        if i == 0 {
+            latency = (way - sends - (late - own.call).max(0.0)).max(0.0);
+        }
+        let stream = pair.stream(bytes, times * 2)?;
+        // Many messages take longer each than either core: then it is the link.
+        let link = if stream > 1.5 * sends.max(late) && bytes > 1024 { stream } else { 0.0 };
+        let rest = way - fixed - send - latency - own.op - copy - link;
+        costs[3 * i..3 * i + 3].copy_from_slice(&[send, rest.max(0.0), link]);
+    }
+    costs[3 * SIZES.len()] = latency;
+    pair.comm.force(None)?;
+    Ok(costs)
+}
+
+fn level(costs: &Costs) -> Result<Level> {
+    let part = |which: usize| {
+        let points = SIZES.iter().zip(costs.chunks(3));
+        curve(points.map(|(&bytes, c)| (bytes as f64, c[which])).collect())
+    };
+    let (send, recv, link) = (part(0)?, part(1)?, part(2)?);
+    let links = u32::from(!link.is_zero());
+    Ok(Level { send, recv, latency: costs[3 * SIZES.len()], link, links, depth: DEPTH })
+}
+
+/// Two ranks of a host, and ranks of two hosts; the first there are.
+fn pairs(hosts: &[u32]) -> [Option<(usize, usize)>; 2] {
+    [true, false].map(|same| {
+        let all = (0..hosts.len()).flat_map(|a| (a + 1..hosts.len()).map(move |b| (a, b)));
+        all.into_iter().find(|&(a, b)| (hosts[a] == hosts[b]) == same)
+    })
+}
+
+/// The system's name for this machine.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_string()
+}
+
+/// Probes kernels and messages. The same numbers on all ranks.
+pub fn machine(bench: &mut Bench) -> Result<Model> {
+    let (comm, me) = (&bench.comm, bench.rank());
+    let all = &bench.job.comm;
+    let alone = comm.split(Some(me as u32), 0)?.expect("a communicator of its own");
+    // The others sleep while rank 0 measures.
+    let mut own = [0.0; 2 * SIZES.len() + 1];
+    if me == 0 {
+        let (copy, fold) = kernels();
+        own[..SIZES.len()].copy_from_slice(&copy);
+        own[SIZES.len()..2 * SIZES.len()].copy_from_slice(&fold);
+        let mut one = [0f32];
+        let mut failed = Ok(());
+        own[2 * SIZES.len()] = burst(|| failed = alone.all_reduce(&mut one, RedOp::Sum));
+        failed?;
+    }
+    all.broadcast(&mut own, 0)?;
+    let through = |ns: &[f64]| curve(SIZES.iter().map(|&b| b as f64).zip(ns.iter().copied()).collect());
+    let mut m = Machine::alpha_beta(0.0, 0.0, 0.0);
+    (m.copy, m.fold) = (through(&own[..SIZES.len()])?, through(&own[SIZES.len()..2 * SIZES.len()])?);
+    (m.call, m.op) = (own[2 * SIZES.len()], OP);
+    let hosts = comm.hosts().to_vec();
+    let mut levels = [None, None];
+    for (slot, pair) in levels.iter_mut().zip(pairs(&hosts)) {
+        let Some((a, b)) = pair else { continue };
+        bench.settle()?;
+        let two = comm.split((me == a || me == b).then_some(0), 0)?;
+        let mut costs = [0.0; 3 * SIZES.len() + 1];
+        if let Some(two) = &two {
+            let mut pair = Pair { comm: two, buffer: vec![0; 1 << 20], clock: clock() };
+            costs = measure(&mut pair, &m)?;
+        }
+        all.broadcast(&mut costs, a)?;
+        *slot = Some(level(&costs)?);
+    }
+    let [inside, across] = levels;
+    if let Some(l) = inside.clone().or_else(|| across.clone()) {
+        m.inside = l;
+    }
+    if let Some(l) = across.or(inside) {
+        m.across = l;
+    }
+    // Hosts of the same name are one machine that plays several: they share its cores. Not those that a
+    // pinned rank may use count.
+    // SAFETY: a plain library call.
+    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
+    let names = bench.job.gather(&host_name())?;
+    let here: Vec<usize> = (0..names.len()).filter(|&r| names[r] == names[0]).collect();
+    if here.len() as u32 > cores {
+        (m.cores, m.switch) = (Some(cores), SWITCH);
+        m.core_hosts = here.iter().map(|&r| hosts[r]).max().unwrap_or(0) + 1;
+    }
+    Ok(Model::new(m))
+}
+
+/// Sizes whose calls the machine is fitted to, and those in between that only check it.
+const FITTED: [usize; 11] =
+    [4, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20, 64 << 20];
+const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
+
+/// Times some allreduces, fits the model to them, and returns them with those that check it.
+pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
+    let Some(place) = Place::of(Collective::AllReduce, &bench.layout) else { return Ok(Vec::new()) };
+    let hierarchical = bench.layout.groups.len() > 1 && bench.layout.groups.len() < bench.job.size;
+    let choice = |name: &str| {
+        let algorithm = Algorithm::by_name(Collective::AllReduce, name).expect("it is built in");
+        tune::forced(&bench.layout, algorithm)
+    };
+    let known = [choice("direct"), choice("ring"), choice("recursive_doubling")];
+    let mut unknown = vec![choice("halving_doubling")];
+    if hierarchical {
+        unknown.extend([choice("hier_2d"), choice("hier_leader")]);
+    }
+    let all: Vec<Choice> = known.iter().chain(&unknown).copied().collect();
+    let (mut runs, mut others) = (Vec::new(), Vec::new());
+    let mut sizes = [&FITTED[..], &CHECKED].concat();
+    sizes.sort_unstable();
+    for bytes in sizes {
+        if bytes > bench.what(Collective::AllReduce, usize::MAX).1 as usize {
+            continue;
+        }
+        let (_, exact) = bench.what(Collective::AllReduce, bytes);
+        // In another state it is another machine.
+        if !bench.settle()? {
+            bench.say(format_args!("# {bytes} bytes left out: the machine's cores have moved"));
+            continue;
+        }
+        let times = bench.compare(Collective::AllReduce, bytes, &all)?;
+        if !bench.settle()? {
+            continue;
+        }
+        for (choice, ns) in all.iter().zip(times) {
+            let run = Run::measured(place, exact, *choice, ns);
+            let fits = FITTED.contains(&bytes) && known.contains(choice);
+            if fits { &mut runs } else { &mut others }.push(run);
+        }
+    }
+    if bench.rank() == 0 {
+        predictor.fit(&mut runs)?;
+        for r in &mut others {
+            r.predicted = predictor.ns(&r.choice, r.bytes)?;
+        }
+    }
+    bench.job.comm.barrier()?;
+    runs.extend(others);
+    runs.sort_by_key(|r| (r.bytes, r.choice.algorithm.name));
+    Ok(runs)
+}
+
+/// A prediction may be off by so many times: what nine of ten runs keep to.
+pub fn uncertainty(runs: &[Run]) -> f64 {
+    let mut off: Vec<f64> = runs.iter().map(|r| (r.predicted / r.measured).ln().abs().exp()).collect();
+    off.sort_by(f64::total_cmp);
+    off.get(off.len() * 9 / 10).copied().unwrap_or(1.5).clamp(1.1, 4.0)
+}

@@ -1,0 +1,80 @@
+//! `graccl plan`: the tables, JSON, pictures and errors.
+
+mod common;
+
+use common::*;
+use serde_json::Value;
+
+fn plan(args: &[&str]) -> String {
+    let o = run(&[&["plan"], args].concat());
+    assert!(o.status.success(), "{}", err(&o));
+    out(&o)
+}
+
+fn refused(args: &[&str]) -> String {
+    let o = run(&[&["plan"], args].concat());
+    assert_eq!(o.status.code(), Some(2), "{}", err(&o));
+    err(&o)
+}
+
+const ALEXNET: [&str; 8] = ["--model", "alexnet", "--ranks", "64", "--network", "10gbe", "--algo", "ring"];
+
+#[test]
+fn a_plan_and_what_others_do() {
+    let text = plan(&[&ALEXNET[..], &["--mode", "all_reduce"]].concat());
+    let rows: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+    // Two buckets: the fully connected layers but the largest, and the rest.
+    assert!(rows.iter().any(|r| r.len() > 7 && r[..3] == ["1", "13-16", "83513248"]), "{text}");
+    assert!(rows.iter().any(|r| r.len() > 7 && r[..3] == ["2", "1-12", "160890112"]), "{text}");
+    // Times of others' simulations of the same trace, with a tensor per layer where that matters.
+    for (name, ms) in [("one_bucket", "328.042"), ("25MiB", "303.491"), ("mg_wfbp", "305.538")] {
+        assert!(rows.iter().any(|r| r.len() > 3 && r[0] == name && r[2] == ms), "{name}: {text}");
+    }
+    assert!(text.contains("best all_reduce                        2       296.448"), "{text}");
+    assert!(text.contains("# Bound by the network"), "{text}");
+}
+
+#[test]
+fn json_says_the_same() {
+    let v: Value = serde_json::from_str(&plan(&[&ALEXNET[..], &["--json"]].concat())).unwrap();
+    let sum: u64 = v["buckets"].as_array().unwrap().iter().map(|b| b["bytes"].as_u64().unwrap()).sum();
+    assert_eq!((v["bytes"].as_u64(), v["gradients"].as_u64()), (Some(sum), Some(16)));
+    let us = v["iteration_us"].as_f64().unwrap();
+    let compared = v["compared"].as_array().unwrap();
+    assert!(compared.iter().all(|c| c["iteration_us"].as_f64().unwrap() >= us * (1.0 - 1e-9)));
+    assert_eq!(compared.iter().filter(|c| c["name"].as_str().unwrap().starts_with("best ")).count(), 3);
+    assert!(v["bound_us"]["compute"].as_f64().unwrap() <= us);
+}
+
+#[test]
+fn a_model_file_and_a_picture() {
+    let dir = std::env::temp_dir().join(format!("graccl-plan-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (model, picture) = (dir.join("model.csv"), dir.join("plan.svg"));
+    let rows = "tensor,elements,type,ready_us,forward_us\nb<c,1000,f32,100,50\na,1000000,f32,300,80\n";
+    std::fs::write(&model, rows).unwrap();
+    let files = [model.to_str().unwrap(), picture.to_str().unwrap()];
+    let text = plan(&["--model", files[0], "--ranks", "4", "--network", "roce100", "--svg", files[1]]);
+    assert!(text.contains("2 gradients, 4004000 bytes"), "{text}");
+    let svg = std::fs::read_to_string(&picture).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
+    assert!(svg.contains(">communication<") && svg.contains("backward ends"), "{svg}");
+    assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
+    assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    std::fs::write(&model, "tensor,elements,type,ready_us\nb,1000,f32,100\na,1,f32,3\n").unwrap();
+    let e = refused(&["--model", files[0], "--ranks", "4", "--network", "roce100"]);
+    assert!(e.contains("ready before the tensor above") && e.contains("[a]"), "{e}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn errors_say_what_to_write() {
+    let e = refused(&["--model", "vgg17", "--ranks", "4", "--network", "10gbe"]);
+    assert!(e.contains("vgg17") && e.contains("vgg16"), "{e}");
+    let e = refused(&["--model", "vgg16", "--ranks", "4", "--network", "11gbe"]);
+    assert!(e.contains("11gbe") && e.contains("10gbe"), "{e}");
+    let e = refused(&["--model", "vgg16", "--ranks", "4", "--hosts", "3", "--network", "10gbe"]);
+    assert!(e.contains("spread evenly"), "{e}");
+    let e = refused(&["--model", "vgg16", "--ranks", "4", "--network", "10gbe", "--mode", "magic"]);
+    assert!(e.contains("reduce_scatter_all_gather"), "{e}");
+}

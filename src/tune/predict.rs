@@ -1,0 +1,308 @@
+//! What a call takes on a described machine: the simulator, with the executor's tiles.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::table::Place;
+use super::{Choice, Layout, Run, room};
+use crate::cost::{Curve, Machine};
+use crate::schedule::{Algorithm, Collective, algorithms_of};
+use crate::sim::{Shape, Sim, Symmetry};
+use crate::{Error, Result};
+
+/// Predicts calls of one communicator. Schedules are built once.
+pub struct Predictor {
+    layout: Layout,
+    known: HashMap<(Collective, &'static str), Known>,
+    /// See [`Model`].
+    pub model: Model,
+}
+
+struct Known {
+    sim: Sim,
+    chunks: u32,
+    /// Longest message of any rank, in chunks.
+    longest: u32,
+}
+
+/// A machine, and what large buffers do to it. [`Machine`]'s costs are by the size of a message. But a
+/// message of a large buffer follows others, and comes from memory and not from a cache.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    pub machine: Machine,
+    /// So many times as long `copy`, `fold` and, inside a host, `send` and `recv` take where a rank's buffer
+    /// has so many bytes.
+    pub stretch: Curve,
+    /// Added to a call with so many bytes, ns: every algorithm has to get them from memory, and back, once.
+    pub memory: Curve,
+}
+
+impl Model {
+    pub fn new(machine: Machine) -> Model {
+        Model { machine, stretch: Curve::constant(1.0), memory: Curve::default() }
+    }
+
+    /// The machine as a call with a buffer of `bytes` meets it.
+    pub fn at(&self, bytes: u64) -> Machine {
+        let factor = self.stretch.at(bytes as f64);
+        let mut m = self.machine.clone();
+        for curve in [&mut m.copy, &mut m.fold, &mut m.inside.send, &mut m.inside.recv] {
+            *curve = curve.scaled(factor);
+        }
+        m
+    }
+}
+
+/// A way to do a call, and what it is predicted to take, ns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    pub choice: Choice,
+    pub ns: f64,
+}
+
+impl Predictor {
+    pub fn new(layout: Layout, model: Model) -> Predictor {
+        Predictor { layout, known: HashMap::new(), model }
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// ns from the call, on all ranks at once, to the end on the last of them; root 0, in place.
+    pub fn ns(&mut self, choice: &Choice, bytes: u64) -> Result<f64> {
+        let a = choice.algorithm;
+        let n = self.layout.groups.n();
+        let block = Shape::block_of(a.collective, n, bytes);
+        let (tiles, ways) = self.form(choice, block)?;
+        let shape = Shape { block, tiles, ways, in_place: a.collective != Collective::AllToAll };
+        let machine = self.model.at(bytes);
+        let played = self.known[&(a.collective, a.name)].sim.estimate(&machine, shape)?.ns;
+        Ok(played + self.model.memory.at(bytes as f64))
+    }
+
+    /// Tiles and ways of a call with blocks of `block` bytes.
+    fn form(&mut self, choice: &Choice, block: u64) -> Result<(u32, u32)> {
+        let (a, groups) = (choice.algorithm, &self.layout.groups);
+        let known = match self.known.entry((a.collective, a.name)) {
+            Entry::Occupied(e) => e.into_mut(),
+            Entry::Vacant(e) => {
+                let programs = a.programs(groups, 0);
+                let longest = programs.iter().map(super::longest_message).max().unwrap_or(0);
+                let chunks = programs.first().map_or(1, |p| p.chunks);
+                let sim = Sim::of(a, groups, 0, Symmetry::None)?;
+                e.insert(Known { sim, chunks, longest })
+            }
+        };
+        let message = room(&self.layout, choice.message);
+        let tiles = super::tiles(block as usize, known.chunks, known.longest, message);
+        Ok((tiles, choice.ways.min(tiles)))
+    }
+
+    /// All algorithms of a collective in all forms that differ for this size, cheapest first. Hierarchies only on
+    /// several hosts with several ranks.
+    pub fn candidates(&mut self, collective: Collective, bytes: u64) -> Result<Vec<Candidate>> {
+        let groups = self.layout.groups.clone();
+        let (n, hosts) = (groups.n(), groups.len());
+        let fits = |a: &&Algorithm| !a.hierarchical || (hosts > 1 && hosts < n);
+        let messages: &[usize] = match self.layout.all_tcp {
+            true => &[512 << 10, 64_000, 128 << 10, 256 << 10, 1 << 20],
+            false => &[256 << 10, 64 << 10, 128 << 10],
+        };
+        let block = Shape::block_of(collective, n, bytes);
+        let mut found: Vec<Candidate> = Vec::new();
+        for algorithm in algorithms_of(collective).filter(fits) {
+            let mut seen = Vec::new();
+            for &message in messages {
+                for ways in [1, 2, 4] {
+                    let choice = Choice { algorithm, ways, message };
+                    let form = self.form(&choice, block)?;
+                    if !seen.contains(&form) {
+                        seen.push(form);
+                        let ns = self.ns(&choice, bytes)?;
+                        found.push(Candidate { choice, ns });
+                    }
+                }
+            }
+        }
+        if found.is_empty() {
+            return Err(Error::internal(format!("no algorithm for {}", collective.name())));
+        }
+        found.sort_by(|a, b| a.ns.total_cmp(&b.ns));
+        Ok(found)
+    }
+
+    /// Fits the machine's numbers to runs of this communicator, and writes into each what is predicted then.
+    ///
+    /// First a few factors (of the switch between ranks on a core, of latencies, of costs by message) to the
+    /// runs of small calls, then what large buffers do. What is made small is the mean of
+    /// |ln(predicted / measured)|. For large calls that is `stretch` and `memory`, of every size by itself.
+    pub fn fit(&mut self, runs: &mut [Run]) -> Result<()> {
+        const SMALL: u64 = 32 << 10;
+        let small: Vec<Run> = runs.iter().filter(|r| r.bytes <= SMALL).cloned().collect();
+        let large: Vec<Run> = runs.iter().filter(|r| r.bytes > SMALL).cloned().collect();
+        if !small.is_empty() {
+            self.descend(&small)?;
+        }
+        let mut sizes: Vec<u64> = large.iter().map(|r| r.bytes).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let (mut stretch, mut memory) = (vec![(SMALL as f64, 1.0)], vec![(SMALL as f64, 0.0)]);
+        for bytes in sizes {
+            let here: Vec<Run> = large.iter().filter(|r| r.bytes == bytes).cloned().collect();
+            let least = here.iter().map(|r| r.measured).fold(f64::INFINITY, f64::min);
+            let mut best = (f64::INFINITY, 1.0, 0.0);
+            self.model.memory = Curve::default();
+            for step in -10..=20 {
+                let factor = 1.1f64.powi(step);
+                self.model.stretch = Curve::constant(factor);
+                let played: Vec<f64> =
+                    here.iter().map(|r| self.ns(&r.choice, r.bytes)).collect::<Result<_>>()?;
+                for share in 0..20 {
+                    let more = least * f64::from(share) / 20.0;
+                    let off = played.iter().zip(&here).map(|(p, r)| ((p + more) / r.measured).ln().abs());
+                    // Of equally good ones the one nearest to nothing.
+                    let off = off.sum::<f64>() / here.len() as f64 + 0.01 * factor.ln().abs();
+                    if off < best.0 {
+                        best = (off, factor, more);
+                    }
+                }
+            }
+            stretch.push((bytes as f64, best.1));
+            memory.push((bytes as f64, best.2));
+        }
+        // Beyond the last size the factor stays, and memory takes as long for every byte.
+        let last = memory.len() - 1;
+        let far = 16.0 * memory[last].0;
+        memory.push((far, 16.0 * memory[last].1));
+        stretch.push((far, stretch[last].1));
+        (self.model.stretch, self.model.memory) = (Curve::new(stretch)?, Curve::new(memory)?);
+        for r in runs.iter_mut() {
+            r.predicted = self.ns(&r.choice, r.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Mean distance of predictions from runs, as a natural logarithm.
+    fn off(&mut self, runs: &[Run]) -> Result<f64> {
+        let mut sum = 0.0;
+        for r in runs {
+            sum += (self.ns(&r.choice, r.bytes)? / r.measured).ln().abs();
+        }
+        Ok(sum / runs.len().max(1) as f64)
+    }
+
+    fn descend(&mut self, runs: &[Run]) -> Result<()> {
+        type Knob = fn(&mut Machine, f64);
+        const KNOBS: [Knob; 7] = [
+            |m, f| m.switch *= f,
+            |m, f| m.inside.latency *= f,
+            |m, f| m.across.latency *= f,
+            |m, f| m.op *= f,
+            |m, f| m.call *= f,
+            |m, f| {
+                m.inside.send = m.inside.send.scaled(f);
+                m.inside.recv = m.inside.recv.scaled(f);
+            },
+            |m, f| {
+                m.across.send = m.across.send.scaled(f);
+                m.across.recv = m.across.recv.scaled(f);
+            },
+        ];
+        let mut best = self.off(runs)?;
+        for step in [4.0, 2.0, 1.4, 1.15, 1.05] {
+            for _ in 0..6 {
+                let before = best;
+                for knob in KNOBS {
+                    for factor in [step, 1.0 / step] {
+                        let old = self.model.machine.clone();
+                        knob(&mut self.model.machine, factor);
+                        let off = self.off(runs)?;
+                        if off < best * 0.999 {
+                            best = off;
+                        } else {
+                            self.model.machine = old;
+                        }
+                    }
+                }
+                if best > before * 0.99 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Run {
+    /// A run that was measured and not yet predicted.
+    pub fn measured(place: Place, bytes: u64, choice: Choice, ns: f64) -> Run {
+        Run { place, bytes, choice, measured: ns, predicted: ns }
+    }
+
+    /// How far the prediction is off, as a share of what was measured.
+    pub fn error(&self) -> f64 {
+        self.predicted / self.measured - 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::Level;
+    use crate::schedule::Groups;
+
+    fn machine() -> Machine {
+        let mut m = Machine::alpha_beta(300.0, 0.05, 0.02);
+        m.inside = Level { send: Curve::line(20.0, 0.03), recv: Curve::line(10.0, 0.02), ..m.inside };
+        (m.call, m.op, m.copy) = (40.0, 8.0, Curve::line(2.0, 0.02));
+        (m.cores, m.switch) = (Some(2), 1000.0);
+        m
+    }
+
+    fn predictor(m: Machine) -> Predictor {
+        let layout = Layout { groups: Groups::flat(4), any_tcp: false, all_tcp: false };
+        Predictor::new(layout, Model::new(m))
+    }
+
+    /// Runs of a machine are fitted by that machine, from numbers that are far off.
+    #[test]
+    fn fitting_finds_the_machine_again() {
+        let mut truth = predictor(machine());
+        truth.model.stretch = Curve::new(vec![(32768.0, 1.0), (1e6, 1.0), (4e6, 2.0), (2e7, 2.0)]).unwrap();
+        let place = Place::of(Collective::AllReduce, truth.layout()).unwrap();
+        let mut runs = Vec::new();
+        for name in ["direct", "ring", "recursive_doubling", "halving_doubling"] {
+            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
+            for bytes in [4, 1024, 16384, 1 << 20, 16 << 20] {
+                let choice = Choice { algorithm, ways: 1, message: 256 << 10 };
+                runs.push(Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap()));
+            }
+        }
+        let mut m = machine();
+        (m.switch, m.inside.latency) = (200.0, 1500.0);
+        let mut fitted = predictor(m);
+        fitted.fit(&mut runs).unwrap();
+        let mean = runs.iter().map(|r| r.error().abs()).sum::<f64>() / runs.len() as f64;
+        for r in &runs {
+            assert!(
+                r.error().abs() < 0.3 && mean < 0.1,
+                "{:?} {} {}",
+                r.choice.algorithm,
+                r.bytes,
+                r.error()
+            );
+        }
+    }
+
+    #[test]
+    fn candidates_are_sorted_and_unlike() {
+        let mut p = predictor(machine());
+        let all = p.candidates(Collective::AllReduce, 4).unwrap();
+        // One tile: one form each, and no hierarchies on one host.
+        assert_eq!(all.len(), algorithms_of(Collective::AllReduce).filter(|a| !a.hierarchical).count());
+        assert!(all.windows(2).all(|w| w[0].ns <= w[1].ns));
+        let large = p.candidates(Collective::AllReduce, 16 << 20).unwrap();
+        assert!(large.len() > all.len());
+    }
+}
