@@ -17,18 +17,19 @@ const SWITCH: f64 = 1200.0;
 /// Sizes of messages.
 const SIZES: [usize; 10] = [4, 64, 504, 1024, 4096, 16384, 32768, 65536, 131072, 262144];
 
-fn median(times: &mut [f64]) -> f64 {
+/// What a quarter of the times does not exceed: interruptions only ever add.
+fn usual(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(0.0)
+    times.get(times.len() / 4).copied().unwrap_or(0.0)
 }
 
 /// ns of two reads of the clock.
 fn clock() -> f64 {
     let mut t: Vec<f64> = (0..201).map(|_| Instant::now().elapsed().as_nanos() as f64).collect();
-    median(&mut t)
+    usual(&mut t)
 }
 
-/// ns per run of `f`, the median of short bursts.
+/// ns per run of `f`, of short bursts.
 fn burst(mut f: impl FnMut()) -> f64 {
     f();
     let start = Instant::now();
@@ -42,15 +43,13 @@ fn burst(mut f: impl FnMut()) -> f64 {
             start.elapsed().as_nanos() as f64 / times as f64
         })
         .collect();
-    median(&mut all)
+    usual(&mut all)
 }
 
-/// A curve through what was measured, made to rise at its end.
+/// A curve through what was measured. A size that took longer than a larger one was disturbed.
 fn curve(mut points: Vec<(f64, f64)>) -> Result<Curve> {
-    if let [.., a, b] = &mut points[..]
-        && b.1 < a.1
-    {
-        b.1 = a.1;
+    for i in (1..points.len()).rev() {
+        points[i - 1].1 = points[i - 1].1.min(points[i].1);
     }
     Curve::new(points)
 }
@@ -90,7 +89,7 @@ impl Pair<'_> {
         Ok((start.elapsed().as_nanos() as f64 - self.clock).max(0.0))
     }
 
-    /// Medians over `times`, ns: from the call that sends to the end of the one that receives; of that what
+    /// Over `times`, ns: from the call that sends to the end of the one that receives; of that what
     /// the sender's core does; what the receiver's does where the message is there already.
     fn measure(&mut self, bytes: usize, times: usize) -> Result<[f64; 3]> {
         let me = self.comm.rank();
@@ -105,7 +104,7 @@ impl Pair<'_> {
                 send.push(first);
             }
         }
-        let patience = 3.0 * self.tell(median(&mut way))? + 3000.0;
+        let patience = 3.0 * self.tell(usual(&mut way))? + 3000.0;
         for _ in 0..times {
             // Rank 0 hears from rank 1 and answers at once; rank 1 looks late.
             self.message(1, 4)?;
@@ -120,7 +119,7 @@ impl Pair<'_> {
                 recv.push(late);
             }
         }
-        let found = [median(&mut way), median(&mut send), median(&mut recv)];
+        let found = [usual(&mut way), usual(&mut send), usual(&mut recv)];
         let mut all = found;
         for (i, x) in all.iter_mut().enumerate() {
             *x = self.tell(if (me == 0) == (i < 2) { found[i] } else { 0.0 })?;
@@ -204,6 +203,7 @@ fn host_name() -> String {
 
 /// Probes kernels and messages. The same numbers on all ranks.
 pub fn machine(bench: &mut Bench) -> Result<Model> {
+    bench.settle()?;
     let (comm, me) = (&bench.comm, bench.rank());
     let all = &bench.job.comm;
     let alone = comm.split(Some(me as u32), 0)?.expect("a communicator of its own");
@@ -227,7 +227,6 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     let mut levels = [None, None];
     for (slot, pair) in levels.iter_mut().zip(pairs(&hosts)) {
         let Some((a, b)) = pair else { continue };
-        bench.settle()?;
         let two = comm.split((me == a || me == b).then_some(0), 0)?;
         let mut costs = [0.0; 3 * SIZES.len() + 1];
         if let Some(two) = &two {
