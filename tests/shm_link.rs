@@ -369,7 +369,7 @@ fn references_outside_the_arena_are_refused() {
     let a = arena().unwrap();
     let (_x, mut y, block) = pair();
     for (code, offset) in
-        [(0xfe, a.size()), (0xfd, a.size()), (0xfe, usize::MAX), (0xfd, usize::MAX - 100), (16, 0)]
+        [(0xfe, a.size()), (0xfd, a.size()), (0xfe, usize::MAX), (0xfd, usize::MAX - 100), (24, 0)]
     {
         // SAFETY: the lower end's first header line, written as a bad peer would.
         unsafe {

@@ -522,7 +522,8 @@ impl Operands {
                     nsrc,
                     len / l.esize,
                     if op.complete { l.divide } else { 1 },
-                    stream,
+                    // Only the first destination is, and it must not be a message's.
+                    stream && !kept,
                 )
             };
         }

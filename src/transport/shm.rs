@@ -5,7 +5,7 @@
 //! ```text
 //! lower -> upper: 4 headers | credit line      (512 bytes each)
 //! upper -> lower: 4 headers | credit line
-//! 16 slots, shared by both directions          (256 KiB each)
+//! 24 slots, shared by both directions          (256 KiB each)
 //! ```
 //!
 //! **Header**: one word `fingerprint:32 | slot:8 | ack:8 | seq:16`, then 504 bytes. A message of up to 504
@@ -25,13 +25,15 @@
 //! 3 are always allowed. (A sender without room looks at the headers that have arrived, also where
 //! nobody has asked for their messages yet: the schedule may order these after what it sends now.)
 //!
-//! Of the 16 slots a rank owns at most 8: those that lie idle and those that were given back to it. A
-//! slot is given back by a rank that owns 8, so the other one then has at most 8, those under way to
-//! it included; and a rank that receives a slot keeps it only if it then has at most 8. To count those
-//! that were given back but that it has not seen yet, each message in a slot says how many its sender
-//! has given back in all. (Later ones do not matter: see the sentence before.) So a sender that owns
-//! none, with at most 4 + 3 slots in flight, would leave more than 8 to its peer: it always finds
-//! one, and flow control by slots is never tighter than by messages.
+//! A rank begins with 12 of the 24 slots and owns at most 16: those that lie idle and those that were given
+//! back to it. A slot is given back by a rank that owns 16, so the other one then has at most 8, those
+//! under way to it included; and a rank that receives a slot keeps it only if it then has at most 16. To
+//! count those that were given back but that it has not seen yet, each message in a slot says how many
+//! its sender has given back in all. (Later ones do not matter: see the sentence before.) So a sender that
+//! owns none, with at most 4 + 3 slots in flight, would leave more than 16 to its peer: it always finds
+//! one, and flow control by slots is never tighter than by messages. And 4 messages may go one way
+//! before any slot is given back: where the next ones go the other way, as in broadcasts from changing
+//! roots, their sender finds slots whose lines are in its cache, and no credit line is written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
@@ -44,9 +46,10 @@ const LINE: usize = 64;
 const PAGE: usize = 4096;
 /// Messages in flight per direction.
 pub const DEPTH: u32 = 4;
-const SLOTS: usize = 16;
-/// Slots that may lie idle on one side, those that it has not yet taken back included.
-const IDLE_MAX: usize = 8;
+const SLOTS: usize = 24;
+/// Slots that may lie idle on one side, those that it has not yet taken back included. A sender without a
+/// slot may have as many in flight as it may send and its peer receive without an acknowledgement.
+const IDLE_MAX: usize = SLOTS - (2 * DEPTH - 1) as usize - 1;
 /// Unacknowledged messages at which the credit line is written.
 const ACK_LAG: u32 = 2;
 /// Payload bytes that follow a header's word. More than a line: the reader's loads of the other lines
@@ -203,8 +206,9 @@ impl ShmLink {
     ) -> ShmLink {
         let mut free = [0; SLOTS];
         // Even slots start with the lower rank, odd ones with the upper, the first ones on top.
-        for (i, f) in free[..IDLE_MAX].iter_mut().enumerate() {
-            *f = (2 * (IDLE_MAX - 1 - i) + usize::from(!lower)) as u8;
+        let nfree = SLOTS / 2;
+        for (i, f) in free[..nfree].iter_mut().enumerate() {
+            *f = (2 * (nfree - 1 - i) + usize::from(!lower)) as u8;
         }
         // SAFETY: inside the link's LINK_BYTES.
         let (tx, rx, slots) = unsafe {
@@ -220,7 +224,7 @@ impl ShmLink {
             received: 0,
             published: 0,
             free,
-            nfree: IDLE_MAX,
+            nfree,
             taken: 0,
             returned: 0,
             next: Place::None,
@@ -420,6 +424,18 @@ fn prefetch_write(p: *mut u8) {
     let _ = p;
 }
 
+#[inline]
+fn prefetch_read(p: *mut u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch cannot fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast_const().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 impl Link for ShmLink {
     #[inline]
     fn send_slot(&mut self, len: usize) -> Option<*mut u8> {
@@ -545,6 +561,8 @@ impl Link for ShmLink {
             return Recv::Fault;
         }
         self.current_len = len;
+        // Several messages follow each other, and this one takes its time.
+        prefetch_read(Self::line(self.rx, self.received.wrapping_add(1)));
         match slot {
             s if (s as usize) < SLOTS => {
                 self.current_given = offset as u32;

@@ -63,16 +63,29 @@ fn named(collective: Collective, name: &str) -> &'static Algorithm {
 /// Largest message where nothing else is known to be better: it stays in a core's L2, and fits a slot
 /// of shared memory.
 const MESSAGE: usize = 256 << 10;
-/// On loopback half a megabyte in flight keeps the bytes in the caches.
-const TCP_MESSAGE: usize = 512 << 10;
+/// Just below 2 MiB: fewer waits for one another than with shorter messages, and on loopback few enough bytes
+/// in flight to stay in the caches.
+const TCP_MESSAGE: usize = 2_000_000;
 /// Just below a GSO packet: better with many ranks and large buffers.
 const TCP_PACKET: usize = 64_000;
+
+/// Where data go one way only one rank copies in while the other one copies out: in four messages, as
+/// long as these are worth their headers.
+fn one_way(bytes: usize) -> usize {
+    (bytes / 4).clamp(16 << 10, MESSAGE)
+}
+
+/// The largest message of a send of `bytes`; `local`: through shared memory.
+pub fn point(local: bool, bytes: usize) -> usize {
+    if local { one_way(bytes) } else { TCP_MESSAGE }
+}
 
 /// Chooses for a call of `bytes`: of the larger of its buffers. `None` where ranks do not know that alike
 /// (gather, scatter and all_to_all with uneven counts).
 pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> Choice {
     let n = layout.groups.n();
     let known = bytes.unwrap_or(usize::MAX);
+    let shm = !layout.any_tcp;
     let hosts = !layout.all_tcp && layout.any_tcp;
     let message = if layout.all_tcp { TCP_MESSAGE } else { MESSAGE };
     use Collective::*;
@@ -81,6 +94,9 @@ pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> 
         (ReduceScatter | AllGather, ..) if hosts && bytes.is_some() => ("hier_2d", 2, message),
         (Broadcast | Reduce, ..) if hosts => ("hier_leader", 2, message),
         (ReduceScatter | AllGather, 17.., 1048576..) if bytes.is_some() => ("ring", 2, message),
+        (AllGather, ..=2, 4194304..) if shm => ("direct", 2, message),
+        (Broadcast | Reduce | Gather | Scatter, ..=2, _) if shm => ("direct", 1, one_way(known)),
+        (Scan | Exscan, ..=2, _) if shm => ("chain", 1, one_way(known)),
         (Broadcast | Reduce, 5.., ..=262144) => ("tree", 1, message),
         (Broadcast, 3.., _) => ("scatter_allgather", 1, message),
         (Reduce, 3.., _) => ("reduce_scatter_gather", 1, message),

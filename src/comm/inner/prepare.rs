@@ -445,7 +445,14 @@ impl Inner {
     fn shape(&mut self, work: &Work, plan: &Plan, route: Arc<Route>) -> Prepared {
         let (key, n) = (&work.key, self.size());
         let size = key.dtype.size();
-        let room = plan.choice.as_ref().map_or(shm::MESSAGE, |c| self.room(c));
+        let room = match &plan.choice {
+            Some(c) => self.room(c),
+            None => {
+                let hosts = self.layout.groups.numbers();
+                let local = !self.layout.all_tcp && hosts[key.root as usize] == hosts[self.rank];
+                tune::point(local, key.count * size)
+            }
+        };
         let tiles = |count: usize| tune::tiles(count * size, route.program.chunks, plan.longest, room);
         let root = key.root as usize;
         let even = if work.each.is_none() { tiles(key.count) } else { 0 };

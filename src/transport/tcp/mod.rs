@@ -114,8 +114,8 @@ const LOST: &str = "the peer's host does not answer any more";
 /// What both ends of a connection must agree on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TcpOptions {
-    /// Largest message in bytes. The default, 1 MiB - 1 KiB, leaves in one send. 65536 would be a
-    /// bad message size: just above a GSO packet, it becomes a full and a tiny one.
+    /// Largest message in bytes, by default 2 MiB - 1 KiB. 65536 would be a bad message size: just above
+    /// a GSO packet, it becomes a full and a tiny one.
     pub capacity: usize,
     /// Encrypt with this secret, which both ends know. It must be good for nothing else.
     pub secret: Option<[u8; 32]>,
@@ -125,7 +125,7 @@ pub struct TcpOptions {
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
-        TcpOptions { capacity: (1 << 20) - (1 << 10), secret: None, initiator: false }
+        TcpOptions { capacity: (2 << 20) - (1 << 10), secret: None, initiator: false }
     }
 }
 
