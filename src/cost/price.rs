@@ -17,6 +17,11 @@ pub struct Price {
 pub trait Prices {
     /// For a call of `bytes` (of the larger of its buffers).
     fn price(&self, bytes: u64) -> Price;
+
+    /// The times alone, for many sizes, into as many places: planners ask for a hundred thousand.
+    fn times(&self, bytes: &[u64], ns: &mut [f64]) {
+        ns.iter_mut().zip(bytes).for_each(|(t, b)| *t = self.price(*b).ns);
+    }
 }
 
 /// A closed form, `a + b * bytes`.
@@ -91,6 +96,10 @@ impl Prices for Linear {
     fn price(&self, bytes: u64) -> Price {
         Price { ns: self.a + self.b * bytes as f64, algorithm: self.algorithm, ways: 0, message: 0 }
     }
+
+    fn times(&self, bytes: &[u64], ns: &mut [f64]) {
+        ns.iter_mut().zip(bytes).for_each(|(t, b)| *t = self.a + self.b * *b as f64);
+    }
 }
 
 /// The cheapest of several lists.
@@ -136,27 +145,58 @@ impl PriceList {
     }
 }
 
+/// Sizes `from..=to`, in which the time is `ns + slope * (bytes - at)`.
+struct Piece<'a> {
+    from: u64,
+    to: u64,
+    at: f64,
+    ns: f64,
+    slope: f64,
+    price: &'a Price,
+}
+
+impl Piece<'_> {
+    fn time(&self, bytes: u64) -> f64 {
+        self.ns + self.slope * (bytes as f64 - self.at)
+    }
+}
+
+impl PriceList {
+    fn piece(&self, bytes: u64) -> Piece<'_> {
+        let i = self.0.partition_point(|(b, _)| *b < bytes);
+        let slope = |i: usize| {
+            let ((b0, p0), (b1, p1)) = (&self.0[i - 1], &self.0[i]);
+            (p1.ns - p0.ns) / (b1 - b0) as f64
+        };
+        let len = self.0.len();
+        let (anchor, slope, from) = match i {
+            0 => (0, 0.0, 0),
+            _ if i < len => (i - 1, slope(i), self.0[i - 1].0 + 1),
+            _ if len == 1 => (0, self.0[0].1.ns / (self.0[0].0 as f64).max(1.0), self.0[0].0 + 1),
+            _ => (len - 1, slope(len - 1).max(0.0), self.0[len - 1].0 + 1),
+        };
+        let (at, ns) = (self.0[anchor].0 as f64, self.0[anchor].1.ns);
+        let to = self.0.get(i).map_or(u64::MAX, |(b, _)| *b);
+        Piece { from, to, at, ns, slope, price: &self.0[i.min(len - 1)].1 }
+    }
+}
+
 impl Prices for PriceList {
     /// Below the first size the first price; beyond the last, on with the last slope (not falling), or, with one
     /// size only, in proportion.
     fn price(&self, bytes: u64) -> Price {
-        let i = self.0.partition_point(|(b, _)| *b < bytes);
-        let at = |i: usize| (self.0[i].0 as f64, self.0[i].1.ns);
-        match (self.0.get(i), self.0.len()) {
-            (Some((_, p)), _) if i == 0 => *p,
-            (Some((_, p)), _) => {
-                let ((b0, t0), (b1, t1)) = (at(i - 1), at(i));
-                Price { ns: t0 + (t1 - t0) * (bytes as f64 - b0) / (b1 - b0), ..*p }
+        let piece = self.piece(bytes);
+        Price { ns: piece.time(bytes), ..*piece.price }
+    }
+
+    fn times(&self, bytes: &[u64], ns: &mut [f64]) {
+        // Planners ask for sizes in order: mostly the next one is in the same piece.
+        let mut piece = self.piece(0);
+        for (t, &b) in ns.iter_mut().zip(bytes) {
+            if b < piece.from || b > piece.to {
+                piece = self.piece(b);
             }
-            (None, 1) => {
-                let (b, t) = at(0);
-                Price { ns: t * bytes as f64 / b.max(1.0), ..self.0[0].1 }
-            }
-            (None, len) => {
-                let ((b0, t0), (b1, t1)) = (at(len - 2), at(len - 1));
-                let slope = ((t1 - t0) / (b1 - b0)).max(0.0);
-                Price { ns: t1 + slope * (bytes as f64 - b1), ..self.0[len - 1].1 }
-            }
+            *t = piece.time(b);
         }
     }
 }
@@ -198,6 +238,10 @@ mod tests {
         assert_eq!((at(200), at(300)), ((30.0, "b"), (50.0, "b")));
         let one = PriceList::new(vec![(100, price(10.0, "a"))]).unwrap();
         assert_eq!((one.price(50).ns, one.price(1000).ns), (10.0, 100.0));
+        let sizes = [0, 99, 100, 101, 150, 200, 201, 300, 7, 150];
+        let mut times = [0.0; 10];
+        list.times(&sizes, &mut times);
+        assert_eq!(times, sizes.map(|b| list.price(b).ns));
         assert!(PriceList::new(Vec::new()).is_err());
         assert!(PriceList::new(vec![(2, price(1.0, "a")), (1, price(1.0, "a"))]).is_err());
         assert!(PriceList::new(vec![(2, price(f64::NAN, "a"))]).is_err());

@@ -48,7 +48,6 @@ enum Forms {
 impl Prices for Forms {
     fn price(&self, bytes: u64) -> Price {
         match self {
-            // As Cheapest does it, but planners ask a hundred thousand times: only the winner becomes a price.
             Forms::Lines(lines) => {
                 let ns = |l: &Linear| l.a + l.b * bytes as f64;
                 let best = lines.iter().reduce(|best, l| if ns(l) < ns(best) { l } else { best });
@@ -58,6 +57,22 @@ impl Prices for Forms {
             Forms::Half(whole) => {
                 let price = whole.price(bytes);
                 Price { ns: price.ns / 2.0, ..price }
+            }
+        }
+    }
+
+    fn times(&self, bytes: &[u64], ns: &mut [f64]) {
+        match self {
+            Forms::Lines(lines) => {
+                ns.fill(f64::INFINITY);
+                for l in lines {
+                    ns.iter_mut().zip(bytes).for_each(|(t, b)| *t = t.min(l.a + l.b * *b as f64));
+                }
+            }
+            Forms::List(list) => list.times(bytes, ns),
+            Forms::Half(whole) => {
+                whole.times(bytes, ns);
+                ns.iter_mut().for_each(|t| *t /= 2.0);
             }
         }
     }

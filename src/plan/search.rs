@@ -114,11 +114,14 @@ pub(super) struct Work {
 impl Work {
     /// For halves in a mode that has them, for allreduces otherwise.
     pub fn new(a: &Atoms, costs: &Costs, mode: Mode) -> Work {
-        let all = |prices: &dyn Prices| {
-            let mut table = Vec::with_capacity(a.len() * (a.len() + 1) / 2);
-            for j in 1..=a.len() {
-                let end = a.bytes[j];
-                table.extend(a.bytes[..j].iter().map(|begin| prices.price(end - begin).ns));
+        let n = a.len();
+        let mut sizes = vec![0; n];
+        let mut all = |prices: &dyn Prices| {
+            let mut table = vec![0.0; n * (n + 1) / 2];
+            for j in 1..=n {
+                let begins = &a.bytes[..j];
+                sizes.iter_mut().zip(begins).for_each(|(s, begin)| *s = a.bytes[j] - begin);
+                prices.times(&sizes[..j], &mut table[j * (j - 1) / 2..][..j]);
             }
             table
         };
