@@ -1,6 +1,6 @@
 //! What others do: fixed rules, on the same model and prices.
 
-use super::search::{Atoms, least_work};
+use super::search::{Atoms, Work};
 use super::{Bound, Costs, Mode, Model, Plan, Share, bound, lay_out};
 
 /// A rule and what comes of it.
@@ -22,7 +22,7 @@ pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
     let atoms = Atoms::new(model, 0);
     let n = atoms.len();
     let all = |bytes| costs.all_reduce.price(bytes).ns;
-    let limit = |mode| bound(&atoms, mode, &least_work(&atoms, &|bytes| costs.whole(mode, bytes)));
+    let limit = |mode| bound(&atoms, mode, &Work::new(&atoms, costs, mode).least(&atoms));
     let no_less = limit(Mode::AllReduce);
     let lay = |ends: &[usize]| by_ends(&atoms, costs, Mode::AllReduce, ends, no_less);
     let mut rules =
