@@ -57,8 +57,8 @@ pub(super) fn text(o: &Outcome) -> String {
     );
     let _ = writeln!(
         t,
-        "# {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<18}  {}",
-        "bucket", "gradients", "bytes", "ready", "start", "end", "gathered", "algorithm", "when"
+        "# {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<18}  when",
+        "bucket", "gradients", "bytes", "ready", "start", "end", "gathered", "algorithm"
     );
     for (i, b) in p.buckets.iter().enumerate() {
         let row = format!(
