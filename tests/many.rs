@@ -135,7 +135,7 @@ fn as_processes(test: &str, transport: &str, many: usize, floats: usize, bounds:
         return make_use_destroy(&join(), many, floats, &mut show);
     }
     let job = Job::new(test, RANKS).env("GRACCL_TRANSPORT", transport).env("GRACCL_TIMEOUT", "60");
-    within(&job.deadline(Duration::from_secs(170)).succeed(), bounds);
+    within(&job.deadline(Duration::from_secs(300)).succeed(), bounds);
 }
 
 /// In a rank: ranks that are threads of this process.
@@ -151,7 +151,7 @@ fn threads(n: usize, transport: TransportChoice, rank: impl Fn(Communicator) + S
 
 fn as_threads(test: &str, transport: TransportChoice, many: usize, floats: usize, bounds: &Bounds) {
     if case().is_none() {
-        let job = Job::new(test, 1).env("GRACCL_TIMEOUT", "60").deadline(Duration::from_secs(170));
+        let job = Job::new(test, 1).env("GRACCL_TIMEOUT", "60").deadline(Duration::from_secs(300));
         return within(&job.succeed(), bounds);
     }
     threads(RANKS, transport, |world| {
@@ -242,7 +242,7 @@ fn come_and_go_as_processes(test: &str, transport: &str) {
     if case().is_some() {
         return come_and_go(&join(), TIMES, &mut show);
     }
-    let job = Job::new(test, 3).env("GRACCL_TRANSPORT", transport).deadline(Duration::from_secs(170));
+    let job = Job::new(test, 3).env("GRACCL_TRANSPORT", transport).deadline(Duration::from_secs(300));
     stays_flat(&job.succeed());
 }
 
@@ -260,7 +260,7 @@ fn ten_thousand_come_and_go_over_tcp() {
 fn ten_thousand_come_and_go_between_threads() {
     const TEST: &str = "ten_thousand_come_and_go_between_threads";
     if case().is_none() {
-        return stays_flat(&Job::new(TEST, 1).deadline(Duration::from_secs(170)).succeed());
+        return stays_flat(&Job::new(TEST, 1).deadline(Duration::from_secs(300)).succeed());
     }
     threads(3, TransportChoice::Auto, |world| {
         let mut look = |name: &str, took| {
@@ -280,7 +280,7 @@ fn messages_that_nobody_received_leave_nothing_behind() {
     if case().is_none() {
         for transport in ["tcp", "shm"] {
             let job = Job::new(TEST, 2).env("GRACCL_TRANSPORT", transport);
-            stays_flat(&job.deadline(Duration::from_secs(170)).succeed());
+            stays_flat(&job.deadline(Duration::from_secs(300)).succeed());
         }
         return;
     }
