@@ -231,7 +231,7 @@ impl Sim {
             let mut longer = part(2 * tiles)?;
             let now = (longer.ns - shorter.ns) / f64::from(tiles);
             let patience = if tiles < 32 * shape.ways { 0.01 } else { 0.03 };
-            if (now - slope).abs() <= patience * now || tiles >= 128 * shape.ways || longer.events > 1 << 22 {
+            if (now - slope).abs() <= patience * now || tiles >= 128 * shape.ways || longer.events > 1 << 20 {
                 longer.ns += now * f64::from(shape.tiles - 2 * tiles);
                 return Ok(longer);
             }

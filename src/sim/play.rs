@@ -134,6 +134,8 @@ pub struct Player<'a> {
     /// Links out of and into hosts: `gates[level][direction]`, then by host and link.
     gates: [[Vec<Gate>; 2]; 2],
     links: [u32; 2],
+    /// Whether links limit, by level: an empty message of a channel takes the same way as the others.
+    linked: [bool; 2],
     /// Ways up and down, by group of hosts under a switch.
     trunk: [Vec<Gate>; 2],
     /// `costs[piece][tile length]`: tiles as floor gives them, one line longer, the last.
@@ -253,6 +255,7 @@ impl<'a> Player<'a> {
             cores: Vec::new(),
             gates: [gates(0), gates(1)],
             links,
+            linked: [&machine.inside, &machine.across].map(|l| !l.link.is_zero()),
             trunk: [vec![Gate::default(); under], vec![Gate::default(); under]],
             costs: Vec::new(),
             ends: vec![0.0; net.played],
@@ -495,7 +498,7 @@ impl<'a> Player<'a> {
             channel.sent += 1;
             let mut sent = path;
             sent.messages += 1;
-            if link > 0.0 {
+            if self.linked[usize::from(across)] {
                 self.slots[slot as usize] = Slot { time: f64::INFINITY, end: 0.0, link, path: sent };
                 self.push(t, Kind::Depart, index);
                 let to = net.lanes[net.channels[port as usize].to as usize].rank;

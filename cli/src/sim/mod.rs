@@ -1,7 +1,9 @@
 //! `graccl sim`: collectives on described clusters, in virtual time.
 
+mod chart;
 mod cluster;
 mod table;
+mod train;
 
 use std::path::PathBuf;
 
@@ -57,6 +59,22 @@ pub struct SimArgs {
     /// Play every rank and every tile, also where hosts are alike
     #[arg(long)]
     full: bool,
+    /// Simulate training instead: a model (alexnet, alexnet-bn, resnet50, vgg16, googlenet, bert-base,
+    /// bert-large, or a FILE as for graccl plan), from one host to all ranks in doublings
+    #[arg(long, value_name = "MODEL")]
+    train: Option<String>,
+    /// With --train: one rank's forward and backward pass together, ms [default: as in the model]
+    #[arg(long, value_name = "MS", requires = "train")]
+    compute: Option<f64>,
+    /// With --train: send floats as this type [default: as in the model]
+    #[arg(long, value_name = "TYPE", requires = "train")]
+    wire: Option<String>,
+    /// With --train: samples of one rank in an iteration, to tell samples per second
+    #[arg(long, value_name = "N", requires = "train", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+    /// With --train: draw the efficiencies into FILE
+    #[arg(long, value_name = "FILE", requires = "train")]
+    svg: Option<PathBuf>,
     /// Write the results to FILE as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -68,6 +86,10 @@ pub struct SimArgs {
 /// `graccl sim`.
 pub fn main(a: SimArgs) -> Result<u8> {
     let cluster = Cluster::load(&a.cluster)?;
+    if let Some(model) = &a.train {
+        train::train(&a, model, &cluster)?;
+        return Ok(0);
+    }
     let groups = cluster.groups(a.ranks, a.hosts)?;
     let collective = schedules::collective(&a.collective)?;
     if a.root as usize >= groups.n() || a.root > 0 && !collective.rooted() {

@@ -1,0 +1,267 @@
+//! `graccl sim --train`: how training scales on a cluster.
+
+use std::collections::HashMap;
+
+use graccl::cost::{PriceList, Prices};
+use graccl::plan::{Alternative, Costs, Mode, Model, Options, alternatives, data_type, plan};
+use graccl::schedule::Algorithm;
+use graccl::sim::{Candidates, Pricer};
+use graccl::{Collective, Error, Result};
+use serde_json::{Value, json};
+
+use super::SimArgs;
+use super::chart::{self, Chart, Line};
+use super::cluster::Cluster;
+use super::table::write;
+use crate::perf::number;
+use crate::verify::say;
+
+/// A way to train: which algorithms there are, and how gradients are fused.
+struct Variant {
+    name: &'static str,
+    /// Empty: all.
+    algorithms: &'static [&'static str],
+    fusion: Fusion,
+}
+
+enum Fusion {
+    /// One of `plan`'s rules.
+    Rule(&'static str),
+    /// The planner's best order of allreduces.
+    Plan,
+    /// The planner's best of all modes.
+    Modes,
+}
+
+/// From what NCCL-based training of 2018 did to what is possible with the same links.
+const VARIANTS: [Variant; 7] = [
+    Variant { name: "ring, a call per tensor", algorithms: &["ring"], fusion: Fusion::Rule("wfbp") },
+    Variant { name: "ring, two groups", algorithms: &["ring"], fusion: Fusion::Rule("two_groups") },
+    Variant {
+        name: "hierarchy of leaders, a call per tensor",
+        algorithms: &["hier_leader"],
+        fusion: Fusion::Rule("wfbp"),
+    },
+    Variant {
+        name: "hierarchy of leaders or ring, two groups",
+        algorithms: &["hier_leader", "ring"],
+        fusion: Fusion::Rule("two_groups"),
+    },
+    Variant { name: "hier_2d, planned", algorithms: &["hier_2d"], fusion: Fusion::Plan },
+    Variant { name: "all algorithms, planned", algorithms: &[], fusion: Fusion::Plan },
+    Variant {
+        name: "all algorithms, planned, gather in the next forward pass",
+        algorithms: &[],
+        fusion: Fusion::Modes,
+    },
+];
+
+/// Sizes at which collectives are priced: doublings, from 256 bytes to all gradients.
+fn sizes(all: u64) -> Vec<u64> {
+    let mut list: Vec<u64> = (8..).map(|i| 1u64 << i).take_while(|&b| b < all).collect();
+    list.push(all);
+    list
+}
+
+/// What costs too much to simulate on thousands of ranks, and is nowhere much better than the others.
+const UNTRIED: [&str; 1] = ["double_tree"];
+
+struct Shop<'a> {
+    cluster: &'a Cluster,
+    sizes: Vec<u64>,
+    lists: HashMap<(Collective, usize, &'static [&'static str]), PriceList>,
+}
+
+impl Shop<'_> {
+    fn prices(
+        &mut self,
+        collective: Collective,
+        ranks: usize,
+        algorithms: &'static [&'static str],
+    ) -> Result<PriceList> {
+        let key = (collective, ranks, algorithms);
+        if let Some(list) = self.lists.get(&key) {
+            return Ok(list.clone());
+        }
+        let groups = self.cluster.groups(Some(ranks as u32), None)?;
+        let mut candidates = Candidates::of(collective, &groups);
+        let wanted = |a: &&Algorithm| match algorithms {
+            [] => !UNTRIED.contains(&a.name),
+            // Within one host there is no hierarchy: a ring takes its place.
+            names if groups.len() == 1 => names.contains(&a.name) || a.name == "ring",
+            names => names.contains(&a.name),
+        };
+        candidates.algorithms.retain(wanted);
+        let list = Pricer::new(collective, &groups, &self.cluster.machine, candidates)?.list(&self.sizes)?;
+        self.lists.insert(key, list.clone());
+        Ok(list)
+    }
+}
+
+struct Outcome {
+    ranks: usize,
+    variant: &'static str,
+    buckets: usize,
+    ns: f64,
+    compute: f64,
+    algorithms: Vec<&'static str>,
+}
+
+/// The model of `--train`: a built-in one or a file, sent as `--wire`, computed in `--compute`.
+fn model(a: &SimArgs, what: &str) -> Result<Model> {
+    let mut model = match Model::built_in(what) {
+        Some(m) => m,
+        None => {
+            let text = std::fs::read_to_string(what).map_err(|e| {
+                let names: Vec<&str> = Model::names().collect();
+                Error::argument(format!("cannot read model `{what}`: {e}"))
+                    .hint(format!("give a file (docs/plan.md) or one of: {}", names.join(", ")))
+            })?;
+            Model::parse(&text)?
+        }
+    };
+    if let Some(name) = &a.wire {
+        let dtype = data_type(name).filter(|d| d.is_float()).ok_or_else(|| {
+            Error::argument(format!("`{name}` is no type to send gradients in")).hint("f16, bf16, f32, f64")
+        })?;
+        model = model.sent_as(dtype);
+    }
+    match a.compute {
+        Some(ms) if !(ms > 0.0 && ms.is_finite()) => {
+            Err(Error::argument(format!("--compute {ms}")).hint("give the ms of forward and backward"))
+        }
+        Some(ms) => model.in_time(ms * 1e6),
+        None => Ok(model),
+    }
+}
+
+pub fn train(a: &SimArgs, what: &str, cluster: &Cluster) -> Result<()> {
+    let model = model(a, what)?;
+    let most = cluster.groups(a.ranks, None)?.n();
+    let compute = model.forward() + model.backward();
+    say(&format!(
+        "# graccl sim: training {what} on {}, {} per iteration and rank in {:.1} ms, gradients of {:.1} MB\n\
+         #{:>7}  {:<58}  {:>7}  {:>9}  {:>10}  {:>9}  algorithms\n",
+        cluster.name,
+        a.batch.map_or("a batch".into(), |b| format!("{b} samples")),
+        compute / 1e6,
+        model.bytes() as f64 / 1e6,
+        "ranks",
+        "how",
+        "buckets",
+        "time (ms)",
+        "efficiency",
+        "samples/s"
+    ))?;
+    let mut shop = Shop { cluster, sizes: sizes(model.bytes()), lists: HashMap::new() };
+    let mut outcomes = Vec::new();
+    let mut ranks = cluster.ranks_per_host.min(most);
+    loop {
+        for v in &VARIANTS {
+            let o = outcome(&mut shop, &model, v, ranks)?;
+            let rate =
+                a.batch.map_or(String::new(), |b| format!("{:.0}", f64::from(b) * ranks as f64 / o.ns * 1e9));
+            say(&format!(
+                " {ranks:>7}  {:<58}  {:>7}  {:>9}  {:>9.1}%  {rate:>9}  {}\n",
+                v.name,
+                o.buckets,
+                number(o.ns / 1e6, 9),
+                100.0 * o.compute / o.ns,
+                o.algorithms.join(" ")
+            ))?;
+            outcomes.push(o);
+        }
+        if ranks >= most {
+            break;
+        }
+        ranks = (2 * ranks).min(most);
+    }
+    let rows: Vec<Vec<(&str, Value)>> = outcomes.iter().map(|o| row(a, what, cluster, o)).collect();
+    if let Some(path) = &a.csv {
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.replace(',', ";"));
+        let line = |cells: Vec<String>| cells.join(",") + "\n";
+        let head = rows.first().map_or(String::new(), |r| line(r.iter().map(|c| c.0.to_string()).collect()));
+        let body: String = rows.iter().map(|r| line(r.iter().map(|c| text(&c.1)).collect())).collect();
+        write(path, &(head + &body))?;
+    }
+    if let Some(path) = &a.json {
+        let rows: Vec<Value> =
+            rows.iter().map(|r| r.iter().map(|(k, v)| (k.to_string(), v.clone())).collect()).collect();
+        write(path, &format!("{:#}\n", json!({ "version": 1, "results": rows })))?;
+    }
+    if let Some(path) = &a.svg {
+        write(path, &picture(what, cluster, &outcomes))?;
+    }
+    Ok(())
+}
+
+fn outcome(shop: &mut Shop, model: &Model, v: &Variant, ranks: usize) -> Result<Outcome> {
+    let all_reduce = shop.prices(Collective::AllReduce, ranks, v.algorithms)?;
+    let halves = match v.fusion {
+        Fusion::Modes => Some((
+            shop.prices(Collective::ReduceScatter, ranks, &[])?,
+            shop.prices(Collective::AllGather, ranks, &[])?,
+        )),
+        _ => None,
+    };
+    let halves = halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
+    let costs = Costs { all_reduce: &all_reduce, halves };
+    let plan = match v.fusion {
+        Fusion::Rule(rule) => {
+            let found = alternatives(model, &costs).into_iter().find(|r: &Alternative| r.name == rule);
+            found.ok_or_else(|| Error::internal(format!("there is no rule {rule}")))?.plan
+        }
+        Fusion::Plan => plan(model, &costs, &Options { modes: vec![Mode::AllReduce], cut: 0 })?,
+        Fusion::Modes => plan(model, &costs, &Options { modes: Mode::ALL.to_vec(), cut: 0 })?,
+    };
+    let mut algorithms: Vec<&str> = Vec::new();
+    for b in &plan.buckets {
+        for span in std::iter::once(b.reduce).chain(b.gather) {
+            if !algorithms.contains(&span.algorithm) {
+                algorithms.push(span.algorithm);
+            }
+        }
+    }
+    let compute = plan.forward + plan.backward;
+    Ok(Outcome { ranks, variant: v.name, buckets: plan.buckets.len(), ns: plan.ns, compute, algorithms })
+}
+
+fn row(a: &SimArgs, what: &str, cluster: &Cluster, o: &Outcome) -> Vec<(&'static str, Value)> {
+    let rate = a.batch.map(|b| f64::from(b) * o.ranks as f64 / o.ns * 1e9);
+    vec![
+        ("model", json!(what)),
+        ("cluster", json!(cluster.name)),
+        ("ranks", json!(o.ranks)),
+        ("how", json!(o.variant)),
+        ("batch", json!(a.batch)),
+        ("compute_ms", json!(o.compute / 1e6)),
+        ("buckets", json!(o.buckets)),
+        ("iteration_ms", json!(o.ns / 1e6)),
+        ("efficiency", json!(o.compute / o.ns)),
+        ("samples_per_s", json!(rate)),
+        ("algorithms", json!(o.algorithms.join(" "))),
+    ]
+}
+
+fn picture(what: &str, cluster: &Cluster, outcomes: &[Outcome]) -> String {
+    let line = |v: &Variant| Line {
+        name: v.name.into(),
+        points: outcomes
+            .iter()
+            .filter(|o| o.variant == v.name)
+            .map(|o| (o.ranks as f64, 100.0 * o.compute / o.ns))
+            .collect(),
+        marks: false,
+    };
+    let mut lines: Vec<Line> = VARIANTS.iter().map(line).collect();
+    if (what, cluster.name.as_str()) == ("resnet50", "p40-100g") {
+        let points = vec![(1024.0, 99.0), (2048.0, 97.0)];
+        lines.push(Line { name: "published in 2018".into(), points, marks: true });
+    }
+    chart::svg(&Chart {
+        title: format!("{what} on {}: simulated scaling efficiency", cluster.name),
+        x: "ranks".into(),
+        y: "efficiency, % of one rank's rate".into(),
+        lines,
+    })
+}
