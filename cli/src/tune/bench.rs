@@ -83,7 +83,7 @@ impl Bench {
                 return Ok(true);
             }
             self.patience -= 1;
-            if self.patience % 20 == 0 {
+            if self.patience.is_multiple_of(20) {
                 return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(100));
