@@ -56,10 +56,9 @@ const VARIANTS: [Variant; 7] = [
     },
 ];
 
-/// Sizes at which collectives are priced: two per doubling, from 256 bytes to all gradients.
+/// Sizes at which collectives are priced: doublings, from 256 bytes to all gradients.
 fn sizes(all: u64) -> Vec<u64> {
-    let mut list: Vec<u64> =
-        (16..).map(|i| 2f64.powf(f64::from(i) / 2.0) as u64).take_while(|&b| b < all).collect();
+    let mut list: Vec<u64> = (8..).map(|i| 1u64 << i).take_while(|&b| b < all).collect();
     list.push(all);
     list
 }
