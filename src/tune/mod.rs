@@ -64,8 +64,9 @@ fn named(collective: Collective, name: &str) -> &'static Algorithm {
 /// of shared memory.
 const MESSAGE: usize = 256 << 10;
 /// Just below 2 MiB: fewer waits for one another than with shorter messages, and on loopback few enough bytes
-/// in flight to stay in the caches.
+/// in flight to stay in the caches. With more than two ranks there are more messages in flight.
 const TCP_MESSAGE: usize = 2_000_000;
+const TCP_MANY: usize = 512 << 10;
 /// Just below a GSO packet: better with many ranks and large buffers.
 const TCP_PACKET: usize = 64_000;
 
@@ -86,8 +87,13 @@ pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> 
     let n = layout.groups.n();
     let known = bytes.unwrap_or(usize::MAX);
     let shm = !layout.any_tcp;
+    let one = layout.groups.len() == 1;
     let hosts = !layout.all_tcp && layout.any_tcp;
-    let message = if layout.all_tcp { TCP_MESSAGE } else { MESSAGE };
+    let message = match (layout.all_tcp, n) {
+        (true, ..=2) => TCP_MESSAGE,
+        (true, _) => TCP_MANY,
+        (false, _) => MESSAGE,
+    };
     use Collective::*;
     let (name, ways, message) = match (collective, n, known) {
         (AllReduce, ..) => return choose_all_reduce(layout, known),
@@ -97,6 +103,12 @@ pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> 
         (AllGather, ..=2, 4194304..) if shm => ("direct", 2, message),
         (Broadcast | Reduce | Gather | Scatter, ..=2, _) if shm => ("direct", 1, one_way(known)),
         (Scan | Exscan, ..=2, _) if shm => ("chain", 1, one_way(known)),
+        (AllGather, 3..=8, 1048576..) if one && layout.all_tcp && bytes.is_some() => ("ring", 2, MESSAGE),
+        (ReduceScatter, 3..=8, 1048576..) if one && layout.all_tcp => ("direct", 4, MESSAGE),
+        (Broadcast | Reduce, 3..=8, ..=65536) if one => ("direct", 1, message),
+        (Broadcast, 3..=8, _) if one => ("tree", 1, MESSAGE),
+        (Reduce, 3..=8, ..=262144) if one && layout.all_tcp => ("direct", 1, message),
+        (Reduce, 3..=8, _) if one => ("reduce_scatter_gather", 1, message),
         (Broadcast | Reduce, 5.., ..=262144) => ("tree", 1, message),
         (Broadcast, 3.., _) => ("scatter_allgather", 1, message),
         (Reduce, 3.., _) => ("reduce_scatter_gather", 1, message),
@@ -109,8 +121,9 @@ pub fn choose(collective: Collective, layout: &Layout, bytes: Option<usize>) -> 
 fn choose_all_reduce(layout: &Layout, bytes: usize) -> Choice {
     let (name, ways, message) = match (layout.all_tcp, layout.any_tcp, layout.groups.n(), bytes) {
         (true, _, ..=2, ..=262144) => ("one_shot", 1, TCP_MESSAGE),
-        (true, _, 3.., ..=16384) => ("recursive_doubling", 1, TCP_MESSAGE),
-        (true, _, ..=2, _) | (true, _, _, ..=4194304) => ("direct", 1, TCP_MESSAGE),
+        (true, _, 3.., ..=16384) => ("recursive_doubling", 1, TCP_MANY),
+        (true, _, ..=2, _) => ("direct", 1, TCP_MESSAGE),
+        (true, _, _, ..=4194304) => ("direct", 1, TCP_MANY),
         (true, ..) => ("direct", 4, TCP_PACKET),
         (false, true, _, ..=32768) => ("recursive_doubling", 1, MESSAGE),
         (false, true, ..) => ("hier_2d", 4, MESSAGE),
