@@ -70,7 +70,7 @@ use layout::*;
 use memory::{Record, now};
 
 #[doc(hidden)]
-pub use snapshot::fuzz_read;
+pub use snapshot::{fuzz_patches, fuzz_read};
 
 /// Who a communicator is.
 #[derive(Clone, Copy, Debug)]

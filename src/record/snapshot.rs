@@ -491,26 +491,45 @@ fn event(v: &View, lap: u64) -> Option<Event> {
     })
 }
 
+/// Offset in the record, and length, of the parts that fuzzing fills.
+const PARTS: [(usize, usize); 5] = [
+    (0, size_of::<Header>()),
+    (USED_AT, 8),
+    (PLANS_AT, 2 * size_of::<PlanSlot>()),
+    (ENTRIES_AT, ENTRY + size_of::<Entry>()),
+    (RING_AT, 8 * size_of::<EventSlot>()),
+];
+
+/// [`fuzz_read`] of an image in which the input says what is not zero: place, length, bytes.
+#[doc(hidden)]
+pub fn fuzz_patches(mut data: &[u8]) {
+    let mut image = vec![0; PARTS.iter().map(|p| p.1).sum()];
+    while let Some((&[low, high, len], rest)) = data.split_first_chunk() {
+        let (bytes, rest) = rest.split_at(usize::from(len).min(rest.len()));
+        let at = usize::from(u16::from_le_bytes([low, high])).min(image.len());
+        for (to, from) in image[at..].iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        data = rest;
+    }
+    fuzz_read(&image);
+}
+
 /// Reads bytes as a record, and as the parts of one, and renders what it finds: must not crash whatever
 /// they are.
 #[doc(hidden)]
 pub fn fuzz_read(data: &[u8]) {
     /// A record that is zero but where the input says otherwise.
     struct Sparse<'a>(&'a [u8]);
-    /// Offset in the record, and length, of the parts.
-    const PARTS: [(usize, usize); 5] = [
-        (0, size_of::<Header>()),
-        (USED_AT, 8),
-        (PLANS_AT, 2 * size_of::<PlanSlot>()),
-        (ENTRIES_AT, ENTRY + size_of::<Entry>()),
-        (RING_AT, 8 * size_of::<EventSlot>()),
-    ];
     impl Source for Sparse<'_> {
         fn read(&self, at: usize, to: &mut [u8]) -> bool {
             let mut from = 0;
+            to.fill(0);
             for (start, len) in PARTS {
-                for i in start.max(at)..(start + len).min(at + to.len()) {
-                    to[i - at] = self.0.get(from + i - start).copied().unwrap_or(0);
+                let (low, high) = (start.max(at), (start + len).min(at + to.len()));
+                if let Some(bytes) = self.0.get(from + low - start..).filter(|_| low < high) {
+                    let n = bytes.len().min(high - low);
+                    to[low - at..][..n].copy_from_slice(&bytes[..n]);
                 }
                 from += len;
             }

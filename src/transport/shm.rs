@@ -33,12 +33,16 @@
 //! none, with at most 4 + 3 slots in flight, would leave more than 8 to its peer: it always finds
 //! one, and flow control by slots is never tighter than by messages.
 
+mod fuzz;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use super::{Fault, Link, REF_MIN, Recv};
 use crate::memory::{Arena, PeerArena};
+#[doc(hidden)]
+pub use fuzz::fuzz_shm;
 
 const LINE: usize = 64;
 /// Messages in flight per direction.
