@@ -231,7 +231,9 @@ pub fn fuzz_accept(data: &[u8]) -> usize {
                     3 => s.bytes(),
                     _ => {
                         let (size, wait_ms) = (s.word(), s.word());
-                        Join { size, wait_ms, keep: s.byte() % 2 == 0, card: s.member() }.encode()
+                        let keep = s.byte() % 2 == 0;
+                        let settings = format!("GRACCL_ENCRYPT={keep}");
+                        Join { size, wait_ms, keep, settings, card: s.member() }.encode()
                     }
                 };
                 stranger.hear();

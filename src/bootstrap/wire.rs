@@ -322,6 +322,8 @@ pub(super) struct Join {
     pub wait_ms: u32,
     /// More generations of the same job may follow: the root stays.
     pub keep: bool,
+    /// What must be the same on all ranks, as words.
+    pub settings: String,
     pub card: Member,
 }
 
@@ -331,15 +333,16 @@ impl Join {
         b.extend_from_slice(&self.size.to_le_bytes());
         b.extend_from_slice(&self.wait_ms.to_le_bytes());
         b.push(self.keep as u8);
+        put_text(&mut b, &self.settings);
         put_member(&mut b, &self.card);
         b
     }
 
     pub fn parse(b: &[u8]) -> Option<Join> {
         let mut r = Reader(b);
-        let (size, wait_ms, keep) = (r.u32()?, r.u32()?, r.u8()? != 0);
+        let (size, wait_ms, keep, settings) = (r.u32()?, r.u32()?, r.u8()? != 0, r.text()?);
         let card = member(&mut r)?;
-        r.0.is_empty().then_some(Join { size, wait_ms, keep, card })
+        r.0.is_empty().then_some(Join { size, wait_ms, keep, settings, card })
     }
 }
 
@@ -498,7 +501,8 @@ mod tests {
 
     #[test]
     fn join_and_verdict_round_trip() {
-        let j = Join { size: 4, wait_ms: 10_000, keep: true, card: card(3) };
+        let settings = "GRACCL_ENCRYPT=1".into();
+        let j = Join { size: 4, wait_ms: 10_000, keep: true, settings, card: card(3) };
         let b = j.encode();
         assert_eq!(Join::parse(&b), Some(j));
         for n in 0..b.len() {

@@ -16,7 +16,8 @@ pub enum TransportChoice {
 }
 
 /// Settings of one communicator. [`Config::from_env`] reads the environment; fields may be changed
-/// afterwards. All ranks must use the same `transport` and `algorithm`.
+/// afterwards. All ranks must use the same `transport`, `algorithm`, `deterministic` and `encrypt`: joining
+/// fails otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `GRACCL_TRANSPORT` = auto | shm | tcp.
@@ -61,6 +62,21 @@ fn seconds(get: &dyn Fn(&str) -> Option<String>, name: &str, default: Duration) 
 }
 
 impl Config {
+    /// What all ranks must have alike, as words.
+    pub(crate) fn agreed(&self) -> String {
+        format!(
+            "GRACCL_TRANSPORT={} GRACCL_ALGO={} GRACCL_DETERMINISTIC={} GRACCL_ENCRYPT={}",
+            match self.transport {
+                TransportChoice::Auto => "auto",
+                TransportChoice::Shm => "shm",
+                TransportChoice::Tcp => "tcp",
+            },
+            self.algorithm.as_deref().unwrap_or("auto"),
+            u8::from(self.deterministic),
+            u8::from(self.encrypt),
+        )
+    }
+
     /// Defaults, overridden by the environment. A value that cannot be understood is an error.
     pub fn from_env() -> Result<Config> {
         Config::from_vars(&|name| std::env::var(name).ok())

@@ -655,7 +655,8 @@ impl Shared {
             world: &[],
             hosts: &[],
         });
-        let boot = Bootstrap::rendezvous(id, self.rank, self.size, config.init_timeout, &self.abort)?;
+        let (settings, timeout) = (config.agreed(), config.init_timeout);
+        let boot = Bootstrap::rendezvous(id, self.rank, self.size, &settings, timeout, &self.abort)?;
         let hosts = schedule::Groups::new(&boot.hosts).len();
         if config.transport == TransportChoice::Shm && hosts > 1 {
             return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {hosts} hosts"))

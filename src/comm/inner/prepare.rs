@@ -19,7 +19,6 @@ use crate::transport::shm::{self, LINK_BYTES, ShmLink};
 use crate::tune::{self, Choice};
 use crate::{Code, DataType, Error, RedOp, Result};
 
-use super::trouble::lost;
 use super::{Inner, Stage, Task, WAYS_MAX};
 
 /// The port of sends and receives; schedules use those below.
@@ -346,7 +345,7 @@ impl Inner {
         self.fabric.listen();
         match self.gone(peer) {
             Some(gone) if !self.post.open().links.keys().any(|(r, _)| *r == conn.rank) => {
-                Err(self.cause(lost(peer as usize, gone, String::new())))
+                Err(self.cause(self.lost(peer, gone, String::new())))
             }
             _ => Ok(None),
         }
