@@ -3,17 +3,8 @@
 use graccl::schedule::{Algorithm, algorithms_of};
 use graccl::{Collective, Error, Result};
 
-/// Names of the algorithms for allreduce.
-pub fn names() -> Vec<&'static str> {
-    names_of(Collective::AllReduce)
-}
-
-/// The algorithm of this name for allreduce, or an error that lists the names.
-pub fn by_name(name: &str) -> Result<&'static Algorithm> {
-    find(Collective::AllReduce, name)
-}
-
-fn names_of(collective: Collective) -> Vec<&'static str> {
+/// Names of a collective's algorithms.
+pub fn names_of(collective: Collective) -> Vec<&'static str> {
     algorithms_of(collective).map(|a| a.name).collect()
 }
 

@@ -172,8 +172,30 @@ fn wrong_flags_are_explained() {
         (&["-e", "16000G"], "free -> use smaller buffers"),
         (&["--np", "2", "--hosts", "3"], "--hosts 3 is more than the 2 ranks"),
         (&["--tensors", "no-such-model"], "cannot read the tensors' list `no-such-model`"),
+        (&["-r", "x"], "not a rank, -1 or all"),
     ] {
         let o = run(&[&["perf", "all_reduce"], flags].concat());
+        assert_eq!(o.status.code(), Some(2), "{flags:?}: {}", err(&o));
+        assert!(err(&o).contains(text), "{flags:?}: {}", err(&o));
+        assert_eq!(out(&o), "", "{flags:?}");
+    }
+}
+
+#[test]
+fn what_a_collective_has_not_is_explained() {
+    for (flags, text) in [
+        (&["send_recv", "--np", "1"][..], "a rank cannot send to itself -> start two ranks or more"),
+        (&["send_recv", "--algo", "direct"], "send_recv has no algorithms"),
+        (&["broadcast", "--np", "1", "-r", "1"], "there is no rank 1"),
+        (&["scan", "-o", "avg"], "scan has no avg"),
+        (&["gather", "--tensors", "alexnet"], "--tensors with gather -> it is for all_reduce"),
+        (
+            &["gather", "--algo", "ring"],
+            "unknown algorithm `ring` -> use one of: direct, hier_leader (for gather)",
+        ),
+        (&["all_gathr"], "possible values: all_reduce, reduce_scatter, all_gather, "),
+    ] {
+        let o = run(&[&["perf"], flags].concat());
         assert_eq!(o.status.code(), Some(2), "{flags:?}: {}", err(&o));
         assert!(err(&o).contains(text), "{flags:?}: {}", err(&o));
         assert_eq!(out(&o), "", "{flags:?}");

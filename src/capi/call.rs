@@ -55,6 +55,7 @@ pub(super) fn checked(argument: &str, value: c_int, range: std::ops::Range<c_int
 
 /// A rank of this communicator.
 pub(super) fn rank_of(entry: &Entry, argument: &str, value: c_int) -> Result<usize> {
+    entry.comm.known()?;
     checked(argument, value, 0..entry.comm.size() as c_int)
 }
 
@@ -105,6 +106,7 @@ unsafe fn of_ranks<'a>(entry: &Entry, name: &'static str, counts: *const usize) 
     if counts.is_null() {
         return Err(null(name));
     }
+    entry.comm.known()?;
     // SAFETY: not null, and the caller's promise.
     Ok(unsafe { slice::from_raw_parts(counts, entry.comm.size()) })
 }

@@ -12,6 +12,10 @@ use crate::{group_end, group_start};
 /// graccl_group_end has returned. Non-blocking calls give their requests at once; these start at the
 /// end of the group, so wait for them after it. Count arrays of calls are read at once.
 ///
+/// Communicators may be made in a group, also from others by graccl_comm_split and graccl_comm_dup: they are
+/// ready when graccl_group_end has returned, and destroyed or aborted but not otherwise used before.
+/// graccl_comm_shrink is not for groups.
+///
 /// Calls on one communicator keep their order. Groups nest: only the outermost end counts.
 ///
 /// @return GRACCL_SUCCESS.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::config::{Config, TransportChoice};
+use super::warm;
 use super::words::{Saying, Word, Words};
 use crate::bootstrap::{Bootstrap, PeerConn, Pending};
 use crate::memory::{Arena, Block, PeerArena, arena};
@@ -29,10 +30,20 @@ use crate::{Error, Result};
 /// Purposes of connections, see [`Bootstrap::start`].
 const WORDS: u32 = 0;
 const DATA: u32 = 1;
+/// Tiles that a schedule may work on at a time, each on a link of its own.
+pub const WAYS_MAX: u32 = 4;
+/// In a port: links for several tiles at a time. Schedules that work on one have links of their own, since
+/// most communicators need no others.
+pub const WIDE: u8 = 0x80;
 /// Contexts that have ended and whose late words are dropped.
 const ENDED_MAX: usize = 4096;
 /// How long the last communicator of a family waits for its peers to leave as well.
 const LEAVE: Duration = Duration::from_secs(5);
+
+/// Links to a rank on a port.
+pub fn ways_of(port: u8) -> u32 {
+    if port & WIDE == 0 { 1 } else { WAYS_MAX }
+}
 
 pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is guarded here is consistent after every statement.
@@ -62,7 +73,7 @@ pub struct Letters {
     pub abort: Option<(usize, i32, String)>,
     pub left: HashSet<usize>,
     /// Where the links of (rank, port) are.
-    pub links: HashMap<(usize, u32), u64>,
+    pub links: HashMap<(usize, u8), u64>,
     pub votes: Vec<(usize, u32, Vec<u32>)>,
 }
 
@@ -234,6 +245,7 @@ pub struct Fabric {
     announced: Mutex<Vec<(Word, Vec<u32>)>>,
     /// Communicators that have not left.
     live: AtomicUsize,
+    _rank: warm::Rank,
 }
 
 impl Fabric {
@@ -250,6 +262,7 @@ impl Fabric {
             posts: Mutex::default(),
             announced: Mutex::default(),
             live: AtomicUsize::new(0),
+            _rank: warm::Rank::new(),
         }))
     }
 
@@ -397,6 +410,10 @@ impl Fabric {
         let post = {
             let mut posts = lock(&self.posts);
             if !posts.open.contains_key(&word.ctx) && posts.ended.contains(&word.ctx) {
+                drop(posts);
+                if let Saying::Link { port, place } = word.saying {
+                    self.retire(from, port as u8, place);
+                }
                 return;
             }
             posts.open.entry(word.ctx).or_default().clone()
@@ -406,8 +423,17 @@ impl Fabric {
             Saying::Call { seq, text } => drop(l.calls.insert(from, (seq, text))),
             Saying::Abort { code, text } => drop(l.abort.get_or_insert((from, code, text))),
             Saying::Bye => drop(l.left.insert(from)),
-            Saying::Link { port, place } => drop(l.links.insert((from, port), place)),
+            Saying::Link { port, place } => drop(l.links.insert((from, port as u8), place)),
             Saying::Vote { round, ranks } => l.votes.push((from, round, ranks)),
+        }
+    }
+
+    /// The links on a port that `rank` has told are over, whether or not they were opened here.
+    fn retire(&self, rank: usize, port: u8, place: u64) {
+        if let Some(t) = self.conn(rank).and_then(|c| c.tcp()) {
+            let first = place as u32;
+            // Our ends of them are closed already.
+            let _ = t.retire(first..first.saturating_add(ways_of(port)));
         }
     }
 
@@ -469,6 +495,10 @@ impl Drop for Remains {
         self.links.clear();
         for b in self.blocks.drain(..) {
             self.fabric.own.free(b.offset);
+        }
+        let told = std::mem::take(&mut self.post.open().links);
+        for ((rank, port), place) in told {
+            self.fabric.retire(rank, port, place);
         }
         self.fabric.end(self.ctx);
     }

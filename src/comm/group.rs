@@ -15,7 +15,12 @@ struct Entry {
     done: Arc<Done>,
     /// `group_end` waits for it.
     blocking: bool,
+    /// What its result is good for.
+    then: Option<Then>,
 }
+
+/// Does something with a call's result; the result of both.
+pub(super) type Then = Box<dyn FnOnce(Result<()>) -> Result<()>>;
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -33,9 +38,18 @@ pub(super) fn active() -> bool {
 #[cold]
 pub(super) fn add(shared: &Arc<Shared>, work: Work, blocking: bool) -> Arc<Done> {
     let done = Arc::new(Done::default());
-    let entry = Entry { shared: shared.clone(), work, done: done.clone(), blocking };
-    CALLS.with_borrow_mut(|c| c.push(entry));
+    push(Entry { shared: shared.clone(), work, done: done.clone(), blocking, then: None });
     done
+}
+
+/// Adds a blocking call whose result goes to `then`, after all calls of the group are over.
+pub(super) fn add_then(shared: &Arc<Shared>, work: Work, then: Then) {
+    let (shared, done) = (shared.clone(), Arc::default());
+    push(Entry { shared, work, done, blocking: true, then: Some(then) });
+}
+
+fn push(entry: Entry) {
+    CALLS.with_borrow_mut(|c| c.push(entry));
 }
 
 /// Has the group's end wait until a communicator is ready.
@@ -48,8 +62,8 @@ pub(super) fn add_joining(shared: &Arc<Shared>) {
 /// Calls on one communicator keep their order; those on different communicators, and sends and
 /// receives, progress side by side. So one thread may make the calls of several ranks. Blocking calls
 /// return at once, and their results are complete when `group_end` returns. Non-blocking ones give their
-/// requests at once; these start with `group_end`. Communicators that are made in a group are ready when
-/// `group_end` returns. Groups nest: only the outermost end counts.
+/// requests at once; these start with `group_end`. Communicators that are made in a group, also from
+/// others, are ready when `group_end` returns. Groups nest: only the outermost end counts.
 pub fn group_start() -> Result<()> {
     DEPTH.set(DEPTH.get() + 1);
     Ok(())
@@ -75,10 +89,10 @@ pub fn group_end() -> Result<()> {
     }
     let entries = CALLS.take();
     let mut comms: Vec<Arc<Shared>> = Vec::new();
-    let mut waited: Vec<Arc<Done>> = Vec::new();
+    let mut waited: Vec<(Arc<Done>, Option<Then>)> = Vec::new();
     for e in entries {
         if e.blocking {
-            waited.push(e.done.clone());
+            waited.push((e.done.clone(), e.then));
             if !comms.iter().any(|c| Arc::ptr_eq(c, &e.shared)) {
                 comms.push(e.shared.clone());
             }
@@ -89,15 +103,19 @@ pub fn group_end() -> Result<()> {
     drive::many(
         &comms,
         &mut || {
-            while waited.get(next).is_some_and(|d| d.over()) {
+            while waited.get(next).is_some_and(|(d, _)| d.over()) {
                 next += 1;
             }
             next == waited.len()
         },
         None,
     );
-    for d in waited {
-        result = result.and(d.result().unwrap_or(Ok(())));
+    for (done, then) in waited {
+        let own = done.result().unwrap_or(Ok(()));
+        result = result.and(match then {
+            None => own,
+            Some(then) => then(own),
+        });
     }
     result
 }

@@ -5,6 +5,7 @@
 //! request   calls that are not waited   drive     any thread lets calls advance
 //! group     several calls as one        progress  the thread that does so when nobody waits
 //! split     communicators from one      fabric    what they share: connections, words
+//!                                       warm      which of them keep memory for messages
 //! ```
 
 mod call;
@@ -18,9 +19,10 @@ mod pause;
 mod progress;
 mod request;
 mod split;
+mod warm;
 mod words;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -72,8 +74,9 @@ pub struct Communicator {
 
 /// The part that requests and the progress thread share.
 struct Shared {
-    rank: usize,
-    size: usize,
+    /// 0 and 0 ranks while it is not known: of one that is split off in a group, until the group's end.
+    rank: AtomicUsize,
+    size: AtomicUsize,
     abort: AtomicBool,
     /// Threads that drive it while they wait.
     waiters: AtomicU32,
@@ -117,8 +120,8 @@ impl Phase {
 impl Shared {
     fn new(rank: usize, size: usize) -> Arc<Shared> {
         Arc::new(Shared {
-            rank,
-            size,
+            rank: AtomicUsize::new(rank),
+            size: AtomicUsize::new(size),
             abort: AtomicBool::new(false),
             waiters: AtomicU32::new(0),
             listed_hint: AtomicBool::new(false),
@@ -128,8 +131,21 @@ impl Shared {
         })
     }
 
+    #[inline]
+    fn rank(&self) -> usize {
+        self.rank.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn size(&self) -> usize {
+        self.size.load(Ordering::Relaxed)
+    }
+
     /// It has its working part, unless it was dropped meanwhile.
-    fn become_ready(&self, inner: Inner) {
+    fn become_ready(self: &Arc<Self>, mut inner: Inner) {
+        inner.me = Arc::downgrade(self);
+        self.rank.store(inner.rank, Ordering::Relaxed);
+        self.size.store(inner.size(), Ordering::Relaxed);
         let _ = self.hosts.set(inner.layout.groups.numbers().to_vec());
         let _ = self.manner.set(inner.manner);
         let mut phase = self.phase.lock();
@@ -241,12 +257,26 @@ impl Communicator {
         Ok(all)
     }
 
+    /// This rank's number. Of a communicator that was split off in a group: 0 until the group's end.
     pub fn rank(&self) -> usize {
-        self.shared.rank
+        self.shared.rank()
     }
 
+    /// Number of ranks. Of a communicator that was split off in a group: 0 until the group's end.
     pub fn size(&self) -> usize {
-        self.shared.size
+        self.shared.size()
+    }
+
+    /// The error while the number of ranks is not known.
+    pub(crate) fn known(&self) -> Result<()> {
+        if self.size() > 0 { Ok(()) } else { Err(self.shared.phase.lock().error()) }
+    }
+
+    /// A checked call of this rank.
+    #[cold]
+    fn work(&self, call: &Call) -> Result<Work> {
+        self.known()?;
+        Work::of(call, self.rank(), self.size())
     }
 
     /// Host number (0, 1, ... in order of first rank) of every rank; empty until it is ready.
@@ -269,13 +299,13 @@ impl Communicator {
     /// them meanwhile. In a group: until the group's end.
     #[inline]
     pub unsafe fn call(&self, call: &Call) -> Result<()> {
-        if let Some(key) = Key::of(call, self.shared.size) {
+        if let Some(key) = Key::of(call, self.shared.size()) {
             // SAFETY: the caller's promise.
             if let Some(result) = unsafe { self.at_once(&key, call.send, call.recv) } {
                 return result;
             }
         }
-        self.perform(Work::of(call, self.shared.rank, self.shared.size)?)
+        self.perform(self.work(call)?)
     }
 
     /// Starts a call and returns at once.
@@ -285,7 +315,7 @@ impl Communicator {
     /// # Safety
     /// As [`Communicator::call`], until the request says that the call is over.
     pub unsafe fn start(&self, call: &Call) -> Result<Request> {
-        Ok(self.begin(Work::of(call, self.shared.rank, self.shared.size)?))
+        Ok(self.begin(self.work(call)?))
     }
 
     /// A call that is prepared, outside of groups, while nothing else is under way. `None` if it is not so.
@@ -299,8 +329,11 @@ impl Communicator {
         }
         let mut phase = self.shared.phase.lock();
         let Phase::Ready(inner) = &mut *phase else { return None };
+        let inner = Unwinding(inner);
         // SAFETY: the caller's promise.
-        match unsafe { inner.run_prepared(key, send, recv) }? {
+        let ran = unsafe { inner.0.run_prepared(key, send, recv) };
+        std::mem::forget(inner);
+        match ran? {
             None => Some(Ok(())),
             Some(done) => {
                 drop(phase);
@@ -341,21 +374,9 @@ impl Communicator {
     /// How a call of this shape will be carried out. Not collective: all ranks answer the same. The
     /// pointers of `call` do not matter.
     pub fn plan(&self, call: &Call) -> Result<PlanInfo> {
-        let (send, recv) = (std::ptr::dangling(), std::ptr::dangling_mut());
-        let work = Work::of(&Call { send, recv, ..call.clone() }, self.shared.rank, self.shared.size);
-        // Dangling buffers may count as overlapping: that is no news.
-        let in_place = || {
-            let recv = match call.collective {
-                Collective::AllToAll => std::ptr::without_provenance_mut(1 << 62),
-                _ => recv,
-            };
-            Work::of(
-                &Call { send: std::ptr::dangling(), recv, ..call.clone() },
-                self.shared.rank,
-                self.shared.size,
-            )
-        };
-        let work = work.or_else(|_| in_place())?;
+        // Two addresses that no buffers overlap from.
+        let (send, recv) = (std::ptr::dangling(), std::ptr::without_provenance_mut(1 << 62));
+        let work = self.work(&Call { send, recv, ..call.clone() })?;
         self.shared.phase.lock().ready()?.plan(&work)
     }
 
@@ -446,7 +467,7 @@ impl Communicator {
     /// Gives block `i` of `send` to rank `i`; block `j` of `recv` is what rank `j` gave to this one.
     pub fn all_to_all<T: Element>(&self, send: &[T], recv: &mut [T]) -> Result<()> {
         same_length(send.len(), recv.len(), 1)?;
-        let count = send.len() / self.size();
+        let count = send.len() / self.size().max(1);
         same_length(send.len(), count, self.size())?;
         self.typed(Collective::AllToAll, 0, send, recv, count, RedOp::Sum.into())
     }
@@ -558,7 +579,8 @@ impl Communicator {
     }
 
     fn point(&self, verb: Verb, buffer: *mut u8, count: usize, dtype: DataType, peer: usize) -> Result<Work> {
-        Work::point(verb, buffer, count, dtype, peer, self.shared.rank, self.shared.size)
+        self.known()?;
+        Work::point(verb, buffer, count, dtype, peer, self.rank(), self.size())
     }
 
     // ---- the end ----
@@ -583,9 +605,10 @@ impl Communicator {
         let phase = std::mem::replace(&mut *s.phase.lock(), Phase::Ended);
         match phase {
             Phase::Ready(mut inner) => {
+                warm::forget(s);
                 let failed = inner.failed.clone();
                 if !inner.is_idle() {
-                    inner.fail(&inner::aborted(format!("rank {}", s.rank)));
+                    inner.fail(&inner::aborted(format!("rank {}", s.rank())));
                 }
                 drive::deliver(std::mem::take(&mut inner.finished));
                 fabric::leave(inner.leave(), failed.is_none());
@@ -624,7 +647,7 @@ impl Communicator {
             Phase::Ready(inner) => {
                 inner.news();
                 if self.shared.abort.load(Ordering::Relaxed) && inner.failed.is_none() {
-                    inner.fail(&inner::aborted(format!("rank {}", self.shared.rank)));
+                    inner.fail(&inner::aborted(format!("rank {}", self.rank())));
                 }
                 let (finished, failed) = (std::mem::take(&mut inner.finished), inner.failed.clone());
                 drop(phase);
@@ -637,6 +660,15 @@ impl Communicator {
     }
 }
 
+/// A panic that goes through a call leaves a communicator that must not be used.
+struct Unwinding<'a>(&'a mut Inner);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        self.0.fail(&inner::panicked());
+    }
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
         let _ = self.end(!self.shared.abort.load(Ordering::Relaxed));
@@ -644,19 +676,19 @@ impl Drop for Communicator {
 }
 
 impl Shared {
-    fn join(&self, id: &UniqueId, config: &Config) -> Result<()> {
+    fn join(self: &Arc<Self>, id: &UniqueId, config: &Config) -> Result<()> {
         // Before it joins, so that a job that hangs there is seen as well.
         let recorder = Recorder::open(&Identity {
             job: 0,
             context: 0,
             parent: None,
-            rank: self.rank,
-            size: self.size,
+            rank: self.rank(),
+            size: self.size(),
             world: &[],
             hosts: &[],
         });
         let (settings, timeout) = (config.agreed(), config.init_timeout);
-        let boot = Bootstrap::rendezvous(id, self.rank, self.size, &settings, timeout, &self.abort)?;
+        let boot = Bootstrap::rendezvous(id, self.rank(), self.size(), &settings, timeout, &self.abort)?;
         let hosts = schedule::Groups::new(&boot.hosts).len();
         if config.transport == TransportChoice::Shm && hosts > 1 {
             return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {hosts} hosts"))
@@ -664,8 +696,8 @@ impl Shared {
         }
         let ctx = boot.job();
         let fabric = Fabric::new(boot, config)?;
-        let members = (0..self.size as u32).collect();
-        self.become_ready(Inner::new(fabric, ctx, None, members, self.rank, config.clone(), recorder));
+        let members = (0..self.size() as u32).collect();
+        self.become_ready(Inner::new(fabric, ctx, None, members, self.rank(), config.clone(), recorder));
         fabric::sweep();
         Ok(())
     }

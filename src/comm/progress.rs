@@ -2,6 +2,7 @@
 //! the communicators that have calls under way and nobody who waits for them, and sleeps when there are
 //! none.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use super::drive::{self, Turn};
 use super::fabric::{Fabric, lock};
 use super::pause::{self, Need, Pause};
 use super::words::Word;
-use super::{Phase, Shared};
+use super::{Phase, Shared, inner};
 use crate::log::{Level, log};
 use crate::memory::arena;
 
@@ -44,7 +45,10 @@ fn progress() -> Option<&'static Progress> {
                 libc::sigfillset(&mut all);
                 libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
             }
-            p.work();
+            // Whatever it was: those that wait must not wait for ever.
+            while catch_unwind(AssertUnwindSafe(|| p.work())).is_err() {
+                p.give_up();
+            }
         });
         if let Err(e) = &spawned {
             log(
@@ -101,6 +105,21 @@ impl Progress {
                 (s.comms.clone(), s.changes)
             };
             self.drive(&comms, changes);
+        }
+    }
+
+    /// After a panic of this thread that was not one of a communicator's own: fails all that it drove.
+    fn give_up(&self) {
+        let comms = {
+            let mut s = lock(&self.state);
+            s.tell.clear();
+            s.changes += 1;
+            s.comms.clone()
+        };
+        for c in comms {
+            if let Phase::Ready(inner) = &mut *c.phase.lock() {
+                inner.fail(&inner::panicked());
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Requests: calls under way that nobody waits for yet.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -45,7 +46,8 @@ impl Done {
         };
         self.over.store(true, Ordering::Release);
         for c in callbacks {
-            c(&result);
+            // A panic in one must not keep the others, or other calls, from being told.
+            let _ = catch_unwind(AssertUnwindSafe(|| c(&result)));
         }
     }
 
@@ -95,8 +97,8 @@ impl Request {
     }
 
     /// Has `done` called with the result once the call is over: at once, by this thread, if it is
-    /// already; by whichever thread ends it otherwise. `done` must not block, and may start calls but
-    /// not wait for any.
+    /// already; by whichever thread ends it otherwise, where a panic goes no further. `done` must not
+    /// block, and may start calls but not wait for any.
     pub fn on_done(&self, done: Callback) {
         self.done.then(done);
     }

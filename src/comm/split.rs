@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use super::fabric::{self, Fabric, Post};
 use super::inner::{Inner, aborted};
 use super::words::{Saying, Word};
-use super::{Communicator, Config, Shared, group};
+use super::{Call, Communicator, Config, Shared, group};
 use crate::record::{Identity, Recorder};
-use crate::{Code, Error, Result};
+use crate::schedule::Collective;
+use crate::{Code, Element, Error, Result};
 
 /// splitmix64: a context for what was made from `ctx` in the way that `n` says. All who take part
 /// compute the same, and contexts of one family collide with a chance of 1 in 2^64 for each pair.
@@ -50,19 +51,40 @@ impl Parent {
     }
 }
 
+/// A communicator that is being split.
+struct Part {
+    parent: Parent,
+    number: u32,
+    me: usize,
+    color: Option<u32>,
+    /// Colour (-1: none) and key of this rank, and of all.
+    mine: [i64; 2],
+    all: Vec<i64>,
+}
+
+impl Part {
+    /// This rank's child, when all ranks have told their colours.
+    fn child(&self) -> Result<Option<Inner>> {
+        fabric::sweep();
+        let Some(color) = self.color else { return Ok(None) };
+        let of = |r: usize| (self.all[2 * r], self.all[2 * r + 1]);
+        let all = 0..self.parent.members.len();
+        let mut ranks: Vec<usize> = all.filter(|&r| of(r).0 == i64::from(color)).collect();
+        ranks.sort_by_key(|&r| (of(r).1, r));
+        let ctx = derive(self.parent.ctx, u64::from(self.number) << 32 | u64::from(color));
+        self.parent.child(ctx, &ranks, self.me).map(Some)
+    }
+}
+
 impl Communicator {
     /// Parts the ranks into communicators: those that give the same `color` are together, in the order
     /// of `key`, and of their ranks here where keys are equal. `None` as a colour: this rank gets none.
     ///
-    /// Collective, and not for groups. The new one shares the connections, and has the same settings; this
-    /// one stays usable.
+    /// Collective. The new one shares the connections, and has the same settings; this one stays usable. In a
+    /// group the new one is returned at once, as one that is not ready: [`Communicator::rank`] and
+    /// [`Communicator::size`] give 0, and calls `InProgress`. It is ready when `group_end` returns, or has
+    /// the error of its making.
     pub fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Communicator>> {
-        if group::active() {
-            return Err(Error::usage("a communicator cannot be split in a group")
-                .hint("split it in a thread for each rank"));
-        }
-        let me = self.rank();
-        let mine = [color.map_or(-1, i64::from), i64::from(key)];
         let (parent, number) = {
             let mut phase = self.shared.phase.lock();
             let inner = phase.ready()?;
@@ -71,21 +93,42 @@ impl Communicator {
             let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
             (parent, inner.children)
         };
-        let mut all = vec![0i64; 2 * self.size()];
-        self.all_gather(&mine, &mut all)?;
-        fabric::sweep();
-        let Some(color) = color else { return Ok(None) };
-        let of = |r: usize| (all[2 * r], all[2 * r + 1]);
-        let mut ranks: Vec<usize> = (0..self.size()).filter(|&r| of(r).0 == i64::from(color)).collect();
-        ranks.sort_by_key(|&r| (of(r).1, r));
-        let ctx = derive(parent.ctx, u64::from(number) << 32 | u64::from(color));
-        let inner = parent.child(ctx, &ranks, me)?;
-        let shared = Shared::new(inner.rank, inner.size());
-        shared.become_ready(inner);
-        Ok(Some(Communicator { shared }))
+        let mine = [color.map_or(-1, i64::from), i64::from(key)];
+        let all = vec![0; 2 * self.size()];
+        let mut part = Box::new(Part { parent, number, me: self.rank(), color, mine, all });
+        if !group::active() {
+            self.all_gather(&part.mine, &mut part.all)?;
+            let Some(inner) = part.child()? else { return Ok(None) };
+            let shared = Shared::new(inner.rank, inner.size());
+            shared.become_ready(inner);
+            return Ok(Some(Communicator { shared }));
+        }
+        let (from, to) = (part.mine.as_ptr().cast(), part.all.as_mut_ptr().cast());
+        // The buffers stay where they are until the group's end takes the result.
+        let call = Call::moving(Collective::AllGather, from, to, part.mine.len(), i64::DTYPE);
+        let work = self.work(&call)?;
+        let comm = color.map(|_| Communicator { shared: Shared::new(0, 0) });
+        let shared = comm.as_ref().map(|c| c.shared.clone());
+        let then = move |gathered: Result<()>| {
+            let made = gathered.and_then(|()| part.child());
+            match (made, shared) {
+                (Ok(Some(inner)), Some(shared)) => shared.become_ready(inner),
+                (Ok(_), _) => {}
+                (Err(e), shared) => {
+                    if let Some(shared) = shared {
+                        shared.become_failed(e.clone());
+                    }
+                    return Err(e);
+                }
+            }
+            Ok(())
+        };
+        group::add_then(&self.shared, work, Box::new(then));
+        Ok(comm)
     }
 
-    /// A communicator of the same ranks whose calls are apart from those of this one. Collective.
+    /// A communicator of the same ranks whose calls are apart from those of this one. Collective; in a group as
+    /// [`Communicator::split`].
     pub fn duplicate(&self) -> Result<Communicator> {
         self.split(Some(0), 0)?.ok_or_else(|| Error::internal("a duplicate without ranks"))
     }
@@ -97,8 +140,14 @@ impl Communicator {
     /// When it returns, no survivor uses memory of another one any more for calls that failed.
     ///
     /// Errors: `Timeout` with the ranks that neither died nor called it within the communicator's
-    /// deadline, `InvalidUsage` if others exclude this rank, `Aborted`.
+    /// deadline, `InvalidUsage` if others exclude this rank, or in a group, `Aborted`.
     pub fn shrink(&self, exclude: &[usize]) -> Result<Communicator> {
+        if group::active() {
+            return Err(Error::usage(
+                "a communicator cannot be shrunk in a group: survivors wait for each other",
+            )
+            .hint("shrink it before or after, in a thread for each rank"));
+        }
         let (parent, post, number) = {
             let mut phase = self.shared.phase.lock();
             let inner = phase.ready()?;

@@ -5,6 +5,7 @@
 //! or no graccl at all: nothing read is trusted. What changes while it is read is read again, and left
 //! out if it does not come to rest.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::mem::{offset_of, size_of};
@@ -164,6 +165,22 @@ fn run_of<const N: usize>(runs: &[[u32; N]], most: usize, rank: u32) -> Option<&
     (i + 1 < most).then(|| &runs[i])
 }
 
+thread_local! {
+    /// How often one reading may yet yield to writers. A record may say of thousands of places that somebody
+    /// writes there, and on a busy machine each yield takes milliseconds.
+    static PATIENCE: Cell<u32> = const { Cell::new(YIELDS) };
+}
+
+const YIELDS: u32 = 256;
+
+/// Lets a writer go on.
+fn give_way() {
+    if let Some(left) = PATIENCE.get().checked_sub(1) {
+        PATIENCE.set(left);
+        std::thread::yield_now();
+    }
+}
+
 /// Bytes of a structure, and numbers and texts in it.
 struct View(Vec<u8>);
 
@@ -183,7 +200,7 @@ impl View {
                 return Some(v);
             }
             if tries > 3 {
-                std::thread::yield_now();
+                give_way();
             }
         }
         None
@@ -217,6 +234,7 @@ impl Snapshot {
     /// # Errors
     /// `InvalidUsage` if this is no record, or one of another version of graccl.
     pub fn read(from: &(impl Source + ?Sized)) -> Result<Snapshot> {
+        PATIENCE.set(YIELDS);
         let none = || Error::usage("this is no record of graccl, or one that is just being made");
         let h = View::read(from, 0, size_of::<Header>()).ok_or_else(none)?;
         if h.u64(offset_of!(Header, magic)) != MAGIC {
@@ -271,7 +289,7 @@ fn communicator(from: &(impl Source + ?Sized), i: usize, plans: &mut Plans<impl 
             FREE => return Found::Gone,
             LIVE => {}
             _ => {
-                std::thread::yield_now();
+                give_way();
                 continue;
             }
         }

@@ -45,8 +45,9 @@ use crate::memory::{Arena, PeerArena};
 pub use fuzz::fuzz_shm;
 
 const LINE: usize = 64;
+const PAGE: usize = 4096;
 /// Messages in flight per direction.
-const DEPTH: u32 = 4;
+pub const DEPTH: u32 = 4;
 const SLOTS: usize = 16;
 /// Slots that may lie idle on one side, those that it has not yet taken back included.
 const IDLE_MAX: usize = 8;
@@ -67,8 +68,14 @@ const LINE_STRIDE: usize = 512;
 const CREDIT: usize = DEPTH as usize * LINE_STRIDE;
 const DIRECTION: usize = CREDIT + LINE_STRIDE;
 const SLOTS_AT: usize = (2 * DIRECTION).next_multiple_of(4096) + 320;
+const _: () = assert!(STRIDE >= CAPACITY + PAGE);
 /// Bytes of arena that a link takes (touched only where used).
 pub const LINK_BYTES: usize = (SLOTS_AT + SLOTS * STRIDE).next_multiple_of(4096);
+
+/// Whether a message of `len` bytes needs no slot.
+pub fn inline(len: usize) -> bool {
+    len <= INLINE
+}
 
 /// In `slot`: payload in the header line; payload in the sender's arena at the offset that the line holds;
 /// payload already in the receiver's arena at that offset (the reply to a reference).
@@ -331,6 +338,23 @@ impl ShmLink {
             .store(s, Ordering::Relaxed);
         self.returned = self.returned.wrapping_add(1);
         self.publish();
+    }
+
+    /// Gives the memory of the slots that lie idle on this side back to the system. Between calls. The peer
+    /// does the same with its own, or not: what is in an idle slot is of no use to anybody.
+    #[cold]
+    pub fn trim(&mut self) {
+        self.collect();
+        for &s in &self.free[..self.nfree] {
+            // Between two slots there is more than a page, so these are no other slot's.
+            let p = self.slot(s) as usize;
+            let (start, end) = (p / PAGE * PAGE, (p + CAPACITY).next_multiple_of(PAGE));
+            // Where it cannot be given back it stays.
+            let _ = match self.own.offset_of(start as *const u8, end - start) {
+                Some(at) => self.own.trim(at, end - start),
+                None => self.peer.trim(start - self.peer.page() as usize, end - start),
+            };
+        }
     }
 
     fn broken(&mut self, text: &str) -> Recv {

@@ -3,16 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use graccl::{DataType, Error, RedOp, Result, TransportChoice};
+use graccl::{Collective, DataType, Error, RedOp, Result, TransportChoice};
 
+use super::operation::Operation;
 use crate::schedules;
-
-/// The collectives that can be timed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Collective {
-    #[value(name = "all_reduce", alias = "allreduce")]
-    AllReduce,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Transport {
@@ -31,19 +25,28 @@ pub enum Memory {
 
 #[derive(Args, Clone)]
 #[command(after_help = "\
-Columns: size and count of one rank's buffer; time of one call; algbw = size / time;
-busbw = algbw * 2(n-1)/n, what every rank must send and receive, comparable between any n;
-#wrong = elements that differ from the exact result, or bytes touched that must not be, all ranks.
-1 GB/s = 1e9 B/s. Then, of a second in-place loop with a clock read around every iteration, the
+Columns: size of a rank's larger buffer; count, the elements that a call is given: for one rank
+where every rank has a block of its own; time of one call; algbw = size / time; busbw = algbw *
+2(n-1)/n for all_reduce, (n-1)/n for reduce_scatter, all_gather, gather, scatter and all_to_all,
+1 for the others: what the busiest rank must send or receive, comparable between any n;
+#wrong = elements that differ from the exact result, or bytes touched that must not be, all ranks;
+for barrier: ranks that came out before the last one went in. 1 GB/s = 1e9 B/s.
+Then, of a second loop, in place where that exists, with a clock read around every iteration, the
 slowest rank's min, median, p99 and max; then the plan: algorithm x tiles, transport.
+
+send_recv: every rank sends to the next one and receives from the one before.
+
+--algo all measures every algorithm beside graccl's choice, in turns, each with a communicator of
+its own, and compares the medians of that second loop. An algorithm whose plan is the choice's is
+not measured twice. The mean of busbw is that of the choice.
 
 Under a launcher (graccl run, mpirun, srun, torchrun) it joins that job; else it starts --np ranks.
 
 Exit status: 0 if everything ran and every result was right, 1 if not, 2 for wrong flags.")]
 pub struct PerfArgs {
     /// What to time
-    #[arg(value_enum)]
-    pub collective: Collective,
+    #[arg(value_enum, value_name = "COLLECTIVE")]
+    pub operation: Operation,
 
     /// Smallest size, bytes; K, M and G mean 2^10, 2^20 and 2^30
     #[arg(short = 'b', long, value_name = "SIZE", value_parser = parse_size, default_value = "8")]
@@ -74,12 +77,15 @@ pub struct PerfArgs {
     /// Check iterations per size, each with data of its own; 0: none
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1)]
     pub check: u32,
-    /// sum, prod, min, max, avg or all
-    #[arg(short = 'o', long, value_name = "OP", value_parser = parse_op, default_value = "sum")]
-    pub op: Choice<RedOp>,
+    /// sum, prod, min, max, avg or all [default: sum]
+    #[arg(short = 'o', long, value_name = "OP", value_parser = parse_op)]
+    pub op: Option<Choice<RedOp>>,
     /// int8, uint8, int32, uint32, int64, uint64, half, float, double, bfloat16, f8e4m3, f8e5m2 or all
     #[arg(short = 'd', long, value_name = "TYPE", value_parser = parse_type, default_value = "float")]
     pub datatype: Choice<DataType>,
+    /// Root, where there is one; -1 or all: every rank in turn [default: 0]
+    #[arg(short = 'r', long, value_name = "R|all", value_parser = parse_root, allow_hyphen_values = true)]
+    pub root: Option<Root>,
     /// Longest wait inside a call, seconds
     #[arg(short = 'T', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub timeout: Option<u64>,
@@ -107,7 +113,7 @@ pub struct PerfArgs {
     /// TCP between hosts]
     #[arg(long, value_enum)]
     pub transport: Option<Transport>,
-    /// Algorithm; auto lets graccl choose per size; all prints one table per algorithm [default:
+    /// Algorithm; auto lets graccl choose per size; all says how good that choice is [default:
     /// GRACCL_ALGO, or auto]
     #[arg(long, value_name = "NAME|auto|all")]
     pub algo: Option<String>,
@@ -117,7 +123,7 @@ pub struct PerfArgs {
     /// Bind rank r to core r mod cores
     #[arg(long)]
     pub pin: bool,
-    /// Reduce a model's list of gradients instead: resnet50, alexnet, or a FILE of lines
+    /// For all_reduce: reduce a model's list of gradients instead: resnet50, alexnet, or a FILE of lines
     /// name,elements[,type] in the order of reduction. Its times are medians of the slowest rank's;
     /// -a, -b, -C, -e and -o all do not apply
     #[arg(long, value_name = "MODEL|FILE")]
@@ -145,15 +151,12 @@ pub struct PerfArgs {
     pub ignored: Ignored,
 }
 
-/// Flags of nccl-tests that mean nothing without a GPU or for allreduce.
+/// Flags of nccl-tests that mean nothing without a GPU.
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Accepted from nccl-tests")]
 pub struct Ignored {
-    /// Root; ignored for allreduce. Also ignored, as they are about GPUs: -p -z -y -G -R -x -D -V -M
-    /// -u -I -K
-    #[arg(short = 'r', long, value_name = "R")]
-    root: Option<String>,
-    #[arg(short = 'p', long = "parallel_init", value_name = "V", hide = true)]
+    /// Ignored, as they are about GPUs: -p -z -y -G -R -x -D -V -M -u -I -K
+    #[arg(short = 'p', long = "parallel_init", value_name = "V")]
     parallel_init: Option<String>,
     #[arg(short = 'z', long, value_name = "V", hide = true)]
     blocking: Option<String>,
@@ -202,6 +205,20 @@ fn parse_type(text: &str) -> std::result::Result<Choice<DataType>, String> {
     })
 }
 
+/// Which ranks are roots, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    Rank(usize),
+    All,
+}
+
+fn parse_root(text: &str) -> std::result::Result<Root, String> {
+    match text {
+        "-1" | "all" => Ok(Root::All),
+        rank => rank.parse().map(Root::Rank).map_err(|_| "not a rank, -1 or all".into()),
+    }
+}
+
 /// "4", "64K", "1M", "2G", also with a fraction ("1.5M") and a final B or iB.
 pub fn parse_size(text: &str) -> std::result::Result<usize, String> {
     let wrong = || "not a size in bytes: write a number, with K, M or G for 2^10, 2^20 or 2^30".to_string();
@@ -243,15 +260,60 @@ impl PerfArgs {
             );
         }
         if let Some(name) = self.algo.as_deref().filter(|a| !["auto", "all"].contains(a)) {
-            schedules::by_name(name)?;
+            match self.operation.algorithms() {
+                Some(collective) => schedules::find(collective, name).map(drop)?,
+                None => {
+                    return Err(Error::argument(format!("{} has no algorithms", self.operation.name()))
+                        .hint("leave --algo out"));
+                }
+            }
         }
-        if self.tensors.is_some() && (self.op.0.len() > 1 || self.datatype.0.len() > 1) {
-            return Err(Error::argument("--tensors takes one -o and one -d").hint("name one of each"));
+        if let Some(Choice(ops)) = &self.op
+            && self.operation.reduces()
+            && self.ops().is_empty()
+        {
+            let names: Vec<_> = ops.iter().map(|o| o.name()).collect();
+            let what = format!("{} has no {}", self.operation.name(), names.join(", "));
+            return Err(Error::argument(what).hint("use sum, prod, min or max"));
+        }
+        if self.tensors.is_some() {
+            if self.operation != Operation::Do(Collective::AllReduce) {
+                return Err(Error::argument(format!("--tensors with {}", self.operation.name()))
+                    .hint("it is for all_reduce"));
+            }
+            if self.ops().len() > 1 || self.datatype.0.len() > 1 {
+                return Err(Error::argument("--tensors takes one -o and one -d").hint("name one of each"));
+            }
         }
         Ok(())
     }
 
-    /// The counts to time for elements of `size` bytes, ascending.
+    /// The operations to reduce with; one where nothing is reduced.
+    pub fn ops(&self) -> Vec<RedOp> {
+        match &self.op {
+            Some(Choice(ops)) if self.operation.reduces() => {
+                ops.iter().copied().filter(|&op| self.operation.takes(op)).collect()
+            }
+            _ => vec![RedOp::Sum],
+        }
+    }
+
+    /// The roots of a job of `ranks`; one where there is no root.
+    pub fn roots(&self, ranks: usize) -> Result<Vec<usize>> {
+        match self.root {
+            Some(Root::All) if self.operation.rooted() => Ok((0..ranks).collect()),
+            Some(Root::Rank(r)) if self.operation.rooted() && r >= ranks => {
+                Err(Error::argument(format!("there is no rank {r}"))
+                    .who("-r")
+                    .hint(format!("ranks are 0 to {}", ranks - 1)))
+            }
+            Some(Root::Rank(r)) if self.operation.rooted() => Ok(vec![r]),
+            _ => Ok(vec![0]),
+        }
+    }
+
+    /// The counts to time where an element of each block takes `size` bytes of a buffer, ascending.
+    /// nccl-tests cuts blocks to multiples of 16 bytes; ours may have any number of elements.
     pub fn counts(&self, size: usize) -> Vec<usize> {
         let mut counts = Vec::new();
         let mut bytes = self.minbytes;
@@ -270,34 +332,34 @@ impl PerfArgs {
         counts
     }
 
+    /// The flags that were given and have no effect.
+    pub fn ignored(&self) -> Vec<&'static str> {
+        let i = &self.ignored;
+        let all = [
+            ("-o", self.op.is_some() && !self.operation.reduces()),
+            ("-r", self.root.is_some() && !self.operation.rooted()),
+            ("-p", i.parallel_init.is_some()),
+            ("-z", i.blocking.is_some()),
+            ("-y", i.stream_null.is_some()),
+            ("-G", i.cudagraph.is_some()),
+            ("-R (see --memory registered)", i.local_register.is_some()),
+            ("-x", i.cta_policy.is_some()),
+            ("-D", i.device_implementation.is_some()),
+            ("-V", i.device_cta_count.is_some()),
+            ("-M", i.memory_report.is_some()),
+            ("-u", i.unalign.is_some()),
+            ("-I (always on)", i.per_iter_timing),
+            ("-K", i.per_iter_skip.is_some()),
+        ];
+        all.into_iter().filter(|a| a.1).map(|a| a.0).collect()
+    }
+
     pub fn transport_choice(&self) -> Option<TransportChoice> {
         self.transport.map(|t| match t {
             Transport::Auto => TransportChoice::Auto,
             Transport::Shm => TransportChoice::Shm,
             Transport::Tcp => TransportChoice::Tcp,
         })
-    }
-}
-
-impl Ignored {
-    /// The flags that were given and have no effect.
-    pub fn given(&self) -> Vec<&'static str> {
-        let all = [
-            ("-r", self.root.is_some()),
-            ("-p", self.parallel_init.is_some()),
-            ("-z", self.blocking.is_some()),
-            ("-y", self.stream_null.is_some()),
-            ("-G", self.cudagraph.is_some()),
-            ("-R (see --memory registered)", self.local_register.is_some()),
-            ("-x", self.cta_policy.is_some()),
-            ("-D", self.device_implementation.is_some()),
-            ("-V", self.device_cta_count.is_some()),
-            ("-M", self.memory_report.is_some()),
-            ("-u", self.unalign.is_some()),
-            ("-I (always on)", self.per_iter_timing),
-            ("-K", self.per_iter_skip.is_some()),
-        ];
-        all.into_iter().filter(|a| a.1).map(|a| a.0).collect()
     }
 }
 
@@ -332,8 +394,12 @@ mod tests {
     }
 
     fn parsed(flags: &str) -> PerfArgs {
+        parsed_for("all_reduce", flags)
+    }
+
+    fn parsed_for(operation: &str, flags: &str) -> PerfArgs {
         use clap::Parser;
-        let line = ["x", "all_reduce"].into_iter().chain(flags.split_whitespace());
+        let line = ["x", operation].into_iter().chain(flags.split_whitespace());
         Wrapper::try_parse_from(line).unwrap_or_else(|e| panic!("{flags}: {e}")).args
     }
 
@@ -354,14 +420,14 @@ mod tests {
             "-t 1 -g 1 -b 8 -e 1K -f 2 -n 5 -w 2 -m 1 -N 1 -p 0 -c 1 -o all -d all -r 0 -z 0 -y 0 -T 60 -G 0 -C 0 \
              -S 1 -J x.json -a 1 -R 1 -x 0 -D 0 -V 0 -M -u 0 -I -K 0",
         );
-        assert_eq!(a.ignored.given().len(), 13);
-        assert_eq!((a.op.0.len(), a.datatype.0.len()), (5, 12));
+        assert_eq!(a.ignored().len(), 13);
+        assert_eq!((a.ops().len(), a.datatype.0.len()), (5, 12));
         let a = parsed(
             "--nthreads 1 --ngpus 1 --minbytes 8 --maxbytes 8 --stepfactor 2 --iters 5 --warmup_iters 1 \
              --agg_iters 1 --run_cycles 1 --check 0 --op sum --datatype half --timeout 5 --report_cputime 1 \
              --report_timestamps 1 --average 0 --output_file y --parallel_init 0 --cudagraph 0",
         );
-        assert_eq!(a.ignored.given().len(), 2);
+        assert_eq!(a.ignored().len(), 2);
         assert_eq!((a.report_cputime, a.average), (1, 0));
     }
 
@@ -371,5 +437,27 @@ mod tests {
             assert!(parsed(flags).check().is_err(), "{flags}");
         }
         assert!(parsed("--algo all").check().is_ok());
+        for (operation, flags) in [
+            ("scan", "-o avg"),
+            ("all_gather", "--algo tree"),
+            ("send_recv", "--algo direct"),
+            ("broadcast", "--tensors alexnet"),
+        ] {
+            assert!(parsed_for(operation, flags).check().is_err(), "{operation} {flags}");
+        }
+    }
+
+    #[test]
+    fn operations_roots_and_what_is_ignored_follow_the_collective() {
+        assert_eq!(parsed_for("scan", "-o all").ops().len(), 4);
+        assert_eq!(parsed_for("exscan", "").ops(), [RedOp::Sum]);
+        let a = parsed_for("alltoall", "-o max -r 1");
+        assert_eq!((a.ops(), a.ignored()), (vec![RedOp::Sum], vec!["-o", "-r"]));
+        assert_eq!(parsed_for("reduce", "-r -1").roots(3).unwrap(), [0, 1, 2]);
+        assert_eq!(parsed_for("gather", "-r all").roots(2).unwrap(), [0, 1]);
+        assert_eq!(parsed_for("scatter", "-r 2").roots(3).unwrap(), [2]);
+        assert_eq!(parsed_for("scatter", "").roots(3).unwrap(), [0]);
+        assert_eq!(parsed_for("scan", "-r all").roots(3).unwrap(), [0]);
+        assert!(parsed_for("broadcast", "-r 3").roots(3).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The buffers that are reduced, with guard bytes behind the end.
+//! The buffers of the calls, with guard bytes behind the end.
 
 use std::alloc::Layout;
 
@@ -6,11 +6,12 @@ use graccl::{Error, Result};
 
 use super::args::Memory;
 
-/// Guard bytes behind the end of what is reduced.
+/// Guard bytes behind the end of what is used.
 pub const GUARD: usize = 4096;
 const GUARD_BYTE: u8 = 0xa5;
-/// Filled in before a result is expected, so that elements nobody wrote are seen.
-const POISON: u8 = 0x5a;
+/// Filled in before a result is expected, so that elements nobody wrote are seen, and where nothing may
+/// be written.
+pub const POISON: u8 = 0x5a;
 
 /// Memory of one rank, aligned to 4096 bytes.
 pub struct Buffer {
@@ -18,6 +19,20 @@ pub struct Buffer {
     /// Usable bytes, without the guard.
     bytes: usize,
     memory: Memory,
+}
+
+/// The two that a call has.
+pub struct Buffers {
+    /// Not used in place.
+    pub send: Buffer,
+    pub recv: Buffer,
+}
+
+impl Buffers {
+    /// Two of `bytes`.
+    pub fn new(bytes: usize, memory: Memory) -> Result<Buffers> {
+        Ok(Buffers { send: Buffer::new(bytes, memory)?, recv: Buffer::new(bytes, memory)? })
+    }
 }
 
 impl Buffer {
@@ -54,11 +69,6 @@ impl Buffer {
         assert!(range.start <= range.end && range.end <= self.bytes + GUARD);
         // SAFETY: as above, and borrowed mutably from self.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
-    }
-
-    /// Fills the first `bytes` with what no result is.
-    pub fn poison(&mut self, bytes: usize) {
-        self.slice_mut(0..bytes).fill(POISON);
     }
 
     /// Puts the guard behind the first `end` bytes.

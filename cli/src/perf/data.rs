@@ -13,7 +13,12 @@
 //! negative: a rank that is missing or counted twice changes *every* element. Values depend on the
 //! element and on a seed that is new for every check, so swapped chunks and stale results differ.
 //! They repeat after [`PERIOD`] elements, a prime, which makes filling and comparing as fast as
-//! memory; chunks are never that far apart.
+//! memory; chunks are never that far apart. The blocks of a collective are consecutive parts of one
+//! long vector.
+//!
+//! What is only moved has random bits, NaNs among them: nobody may look at them.
+
+use std::ops::Range;
 
 use graccl::{DataType, RedOp};
 use half::{bf16, f16};
@@ -39,6 +44,7 @@ enum Num {
 }
 
 /// Bytes of up to [`PERIOD`] elements, which repeat.
+#[derive(Clone)]
 pub struct Pattern {
     bytes: Vec<u8>,
     size: usize,
@@ -256,11 +262,25 @@ impl Problem {
         self.pattern(count, |column| column[rank])
     }
 
-    /// What every rank must have afterwards.
+    /// The result of a reduction of all ranks.
     pub fn expected(&self, count: usize) -> Pattern {
+        self.folded(self.ranks, count)
+    }
+
+    /// The fold over the first `ranks`, of which there is one at least, finished if these are all.
+    pub fn folded(&self, ranks: usize, count: usize) -> Pattern {
         self.pattern(count, |column| {
-            self.finish(column.iter().copied().reduce(|a, b| self.fold2(a, b)).expect("a rank"))
+            let folded = column[..ranks].iter().copied().reduce(|a, b| self.fold2(a, b)).expect("a rank");
+            if ranks == self.ranks { self.finish(folded) } else { folded }
         })
+    }
+
+    /// Random bits.
+    pub fn bits(&self, count: usize) -> Pattern {
+        let size = self.dtype.size();
+        let random = |element| hash(self.seed, element, 0).to_ne_bytes();
+        let bytes = (0..count.min(PERIOD)).flat_map(|element| random(element).into_iter().take(size));
+        Pattern { bytes: bytes.collect(), size }
     }
 
     /// A value that the operation leaves as it is, however often: timed loops reduce in place, and
@@ -291,27 +311,55 @@ pub struct Mismatch {
 }
 
 impl Pattern {
-    /// Fills `buffer`, whole elements.
-    pub fn fill(&self, buffer: &mut [u8]) {
-        for part in buffer.chunks_mut(self.bytes.len()) {
-            part.copy_from_slice(&self.bytes[..part.len()]);
+    /// The same byte everywhere.
+    pub fn plain(byte: u8, dtype: DataType) -> Pattern {
+        Pattern { bytes: vec![byte; dtype.size() * 1024], size: dtype.size() }
+    }
+
+    /// Calls `each` with the ranges of `len` bytes and the bytes that belong there, where the first is that of
+    /// element `from`.
+    fn walk(&self, from: usize, len: usize, mut each: impl FnMut(Range<usize>, &[u8])) {
+        let period = self.bytes.len();
+        let mut at = from % (period / self.size) * self.size;
+        let mut done = 0;
+        while done < len {
+            let part = (period - at).min(len - done);
+            each(done..done + part, &self.bytes[at..at + part]);
+            done += part;
+            at = 0;
         }
     }
 
-    /// Compares `buffer` bit by bit.
-    pub fn compare(&self, buffer: &[u8]) -> Mismatch {
+    /// Fills `buffer`, whole elements, from element `from` on.
+    pub fn fill_from(&self, from: usize, buffer: &mut [u8]) {
+        self.walk(from, buffer.len(), |range, bytes| buffer[range].copy_from_slice(bytes));
+    }
+
+    /// Compares `buffer` bit by bit with the elements from `from` on.
+    pub fn compare_from(&self, from: usize, buffer: &[u8]) -> Mismatch {
         let mut found = Mismatch::default();
-        for (block, part) in buffer.chunks(self.bytes.len()).enumerate() {
-            if *part == self.bytes[..part.len()] {
-                continue;
+        self.walk(from, buffer.len(), |range, bytes| {
+            let part = &buffer[range.clone()];
+            if part == bytes {
+                return;
             }
-            let pairs = part.chunks(self.size).zip(self.bytes.chunks(self.size));
+            let pairs = part.chunks(self.size).zip(bytes.chunks(self.size));
             for (i, _) in pairs.enumerate().filter(|(_, (a, b))| a != b) {
                 found.count += 1;
-                found.first.get_or_insert(block * (self.bytes.len() / self.size) + i);
+                found.first.get_or_insert(range.start / self.size + i);
             }
-        }
+        });
         found
+    }
+
+    /// Fills `buffer` from the first element on.
+    pub fn fill(&self, buffer: &mut [u8]) {
+        self.fill_from(0, buffer);
+    }
+
+    /// Compares `buffer` with the elements from the first on.
+    pub fn compare(&self, buffer: &[u8]) -> Mismatch {
+        self.compare_from(0, buffer)
     }
 
     /// The bytes of one element, as a number in hex.

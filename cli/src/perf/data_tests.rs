@@ -82,6 +82,37 @@ fn every_order_gives_the_same_bits() {
 }
 
 #[test]
+fn every_order_of_the_first_ranks_gives_the_same_bits() {
+    for p in problems(&RANKS).filter(|p| p.op != RedOp::Avg) {
+        for first in [1, p.ranks.div_ceil(2), p.ranks - 1] {
+            if first == 0 {
+                continue;
+            }
+            let folds = columns(&p, COUNT).into_iter().enumerate();
+            let got = bytes(&p, folds.map(|(i, c)| fold_at_random(&p, &c[..first], i as u64)));
+            assert_eq!(p.folded(first, COUNT).compare(&got).count, 0, "{p:?}: {first}");
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_long_vector_are_its_blocks() {
+    let p = Problem { dtype: DataType::F32, op: RedOp::Sum, ranks: 3, seed: 5 };
+    for (pattern, from) in [(p.input(1, 5 * PERIOD), 2 * PERIOD - 7), (p.bits(100), 40)] {
+        let count = from + 20;
+        let mut whole = vec![0; count * 4];
+        pattern.fill(&mut whole);
+        let mut part = vec![0; 20 * 4];
+        pattern.fill_from(from, &mut part);
+        assert_eq!(part, whole[from * 4..]);
+        part[9 * 4] ^= 1;
+        assert_eq!(pattern.compare_from(from, &part), Mismatch { count: 1, first: Some(9) });
+        assert_eq!(pattern.show(from + 9), show_element(&whole[(from + 9) * 4..][..4]));
+        assert!(pattern.compare_from(from + 1, &whole[from * 4..]).count > 15);
+    }
+}
+
+#[test]
 fn inputs_are_exact_in_the_type() {
     for p in problems(&RANKS) {
         for (i, column) in columns(&p, COUNT).iter().enumerate() {

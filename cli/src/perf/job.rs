@@ -1,11 +1,11 @@
-//! A rank's view of the job: the communicator, and what is exchanged through it besides the data.
+//! A rank's view of the job: its communicators, and what is exchanged besides the data.
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use graccl::{Communicator, DataType, Error, RedOp, Result};
 
 use super::args::PerfArgs;
-use super::buffer::Buffer;
 use super::data::Problem;
 
 /// How a rank's time is combined with the others': the meaning of -a.
@@ -14,18 +14,14 @@ const AVERAGE: u8 = 1;
 const SMALLEST: u8 = 2;
 
 pub struct Job {
+    /// What is measured, and carries what the ranks tell each other.
     pub comm: Communicator,
+    /// What is measured beside it: algorithms by name.
+    pub others: Vec<(&'static str, Communicator)>,
     pub rank: usize,
     pub size: usize,
     /// New for every check: all ranks count alike.
-    seed: u64,
-}
-
-/// Whether send and receive buffer are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    OutOfPlace,
-    InPlace,
+    seed: Cell<u64>,
 }
 
 /// Per-iteration times of the slowest rank, microseconds.
@@ -41,30 +37,18 @@ pub struct Spread {
 impl Job {
     pub fn new(comm: Communicator) -> Job {
         let (rank, size) = (comm.rank(), comm.size());
-        Job { comm, rank, size, seed: 0 }
+        Job { comm, others: Vec::new(), rank, size, seed: Cell::new(0) }
+    }
+
+    /// All that is measured, `None` being what graccl, or the flags, chose.
+    pub fn contenders(&self) -> impl Iterator<Item = (Option<&'static str>, &Communicator)> {
+        std::iter::once((None, &self.comm)).chain(self.others.iter().map(|(name, comm)| (Some(*name), comm)))
     }
 
     /// A problem with new data.
-    pub fn problem(&mut self, dtype: DataType, op: RedOp) -> Problem {
-        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        Problem { dtype, op, ranks: self.size, seed: self.seed }
-    }
-
-    /// Reduces `count` elements at byte `at` of `recv`, from `send` or in place.
-    pub fn all_reduce(
-        &self,
-        send: Option<&Buffer>,
-        recv: &mut Buffer,
-        at: usize,
-        count: usize,
-        dtype: DataType,
-        op: RedOp,
-    ) -> Result<()> {
-        let bytes = at..at + count * dtype.size();
-        let target = recv.slice_mut(bytes.clone()).as_mut_ptr();
-        let source = send.map_or(target.cast_const(), |s| s.slice(bytes).as_ptr());
-        // SAFETY: both slices are in bounds, initialised, and not used by others meanwhile.
-        unsafe { self.comm.all_reduce_raw(source, target, count, dtype, op) }
+    pub fn problem(&self, dtype: DataType, op: RedOp) -> Problem {
+        self.seed.set(self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
+        Problem { dtype, op, ranks: self.size, seed: self.seed.get() }
     }
 
     fn reduce(&self, values: &mut [f64], op: RedOp) -> Result<()> {
@@ -129,19 +113,23 @@ impl Job {
         self.combine(elapsed * 1e6 / f64::from(a.iters), a.average)
     }
 
-    /// Times every iteration, and takes the slowest rank's time of each.
-    pub fn spread(&self, a: &PerfArgs, mut iteration: impl FnMut() -> Result<()>) -> Result<Spread> {
-        let mut times = vec![0.0; a.iters as usize];
+    /// Times every iteration, microseconds, one for each element of `times`.
+    pub fn each(&self, times: &mut [f64], mut iteration: impl FnMut() -> Result<()>) -> Result<()> {
         self.comm.barrier()?;
         let mut last = Instant::now();
-        for time in &mut times {
+        for time in times {
             iteration()?;
             let now = Instant::now();
             *time = (now - last).as_secs_f64() * 1e6;
             last = now;
         }
-        self.reduce(&mut times, RedOp::Max)?;
-        Ok(Spread::of(&mut times))
+        Ok(())
+    }
+
+    /// The slowest rank's time of each iteration. Collective.
+    pub fn spread(&self, times: &mut [f64]) -> Result<Spread> {
+        self.reduce(times, RedOp::Max)?;
+        Ok(Spread::of(times))
     }
 }
 
@@ -180,13 +168,13 @@ impl Spread {
     }
 }
 
-/// algbw and busbw of an allreduce, GB/s.
-pub fn bandwidth(bytes: usize, time_us: f64, ranks: usize) -> (f64, f64) {
+/// algbw and busbw, GB/s.
+pub fn bandwidth(bytes: usize, time_us: f64, bus_factor: f64) -> (f64, f64) {
     if time_us <= 0.0 {
         return (0.0, 0.0);
     }
     let algbw = bytes as f64 / time_us / 1e3;
-    (algbw, algbw * 2.0 * (ranks as f64 - 1.0) / ranks as f64)
+    (algbw, algbw * bus_factor)
 }
 
 #[cfg(test)]
@@ -203,8 +191,7 @@ mod tests {
 
     #[test]
     fn bus_bandwidth_counts_what_every_rank_must_move() {
-        assert_eq!(bandwidth(1_000_000, 1000.0, 2), (1.0, 1.0));
-        assert_eq!(bandwidth(1_000_000, 1000.0, 4), (1.0, 1.5));
-        assert_eq!(bandwidth(1_000_000, 1000.0, 1), (1.0, 0.0));
+        assert_eq!(bandwidth(1_000_000, 1000.0, 1.5), (1.0, 1.5));
+        assert_eq!(bandwidth(1_000_000, 0.0, 1.5), (0.0, 0.0));
     }
 }

@@ -2,14 +2,18 @@
 
 mod args;
 mod buffer;
+mod check;
+mod choice;
 mod data;
 mod job;
+mod operation;
 mod report;
 mod run;
 mod table;
 mod tensors;
 
 pub use args::{PerfArgs, parse_size};
+use operation::Operation;
 
 use graccl::{Error, Result};
 
@@ -53,6 +57,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
         a.np.map_or(cores.max(2), |n| n as usize).max(if a.np.is_none() { a.hosts as usize } else { 1 });
     let bytes = match &a.tensors {
         Some(list) => tensors::total_bytes(&tensors::load(list, a.datatype.0[0])?),
+        None if a.operation == Operation::Barrier => 0,
         None => a.maxbytes,
     };
     check_memory(ranks, bytes)?;

@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::io::{ErrorKind, IsTerminal, Write};
 
-use graccl::{Call, Collective, Communicator, Config, Error, RedOp, Result, TransportChoice};
+use graccl::{Config, Error, Result, TransportChoice};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use super::args::{Memory, PerfArgs};
+use super::choice::{Tally, Verdict};
 use super::job::{Job, Spread};
 use super::table::{self, Row, Timing};
 
@@ -23,6 +24,7 @@ pub struct Report {
     json: Map<String, Value>,
     results: Vec<Value>,
     busbw: (f64, usize),
+    tally: Tally,
     pub wrong: usize,
 }
 
@@ -37,7 +39,16 @@ impl Report {
         json.insert("start_time".into(), table::now().into());
         json.insert("args".into(), std::env::args().collect::<Vec<_>>().into());
         json.insert("graccl_version".into(), env!("CARGO_PKG_VERSION").into());
-        Report { speaks, closed: Cell::new(false), bar, json, results: Vec::new(), busbw: (0.0, 0), wrong: 0 }
+        Report {
+            speaks,
+            closed: Cell::new(false),
+            bar,
+            json,
+            results: Vec::new(),
+            busbw: (0.0, 0),
+            tally: Tally::default(),
+            wrong: 0,
+        }
     }
 
     /// Prints lines. A closed output is no error: see [`Report::unread`].
@@ -82,10 +93,11 @@ impl Report {
         let (transport, memory) = (transport_name(config.transport), memory_name(a.memory));
         let algo = a.algo.clone().or(config.algorithm.clone()).unwrap_or("auto".into());
         let mut text = format!(
-            "# graccl version {}, cpu kernels: {}\n# Collective test starting: all_reduce\n\
+            "# graccl version {}, cpu kernels: {}\n# Collective test starting: {}\n\
              # ranks {} transport: {transport} algorithm: {algo} memory: {memory}\n",
             env!("CARGO_PKG_VERSION"),
             graccl::reduce::level(),
+            a.operation.name(),
             job.size,
         );
         if a.tensors.is_none() {
@@ -107,7 +119,7 @@ impl Report {
                 _ => "slowest rank",
             }
         );
-        let ignored = a.ignored.given();
+        let ignored = a.ignored();
         if !ignored.is_empty() {
             text += &format!("# ignored, without effect here: {}\n", ignored.join(" "));
         }
@@ -146,21 +158,46 @@ impl Report {
         self.say(&text)
     }
 
-    /// One row of the table.
-    pub fn row(&mut self, row: &Row, cpu_time: bool) -> Result<()> {
-        for r in [&row.out_of_place, &row.in_place] {
-            self.busbw = (self.busbw.0 + r.busbw, self.busbw.1 + 1);
-            self.wrong += r.wrong.unwrap_or(0);
+    /// The rows of one point: the choice, and what was measured beside it.
+    pub fn rows(&mut self, rows: &[Row], choice: Option<&Verdict>, cpu_time: bool) -> Result<()> {
+        let mut text = String::new();
+        for row in rows {
+            for r in std::iter::once(&row.out_of_place).chain(&row.in_place) {
+                if row.beside.is_none() {
+                    self.busbw = (self.busbw.0 + r.busbw, self.busbw.1 + 1);
+                }
+                self.wrong += r.wrong.unwrap_or(0);
+            }
+            let (apart, in_place) = match row.in_place {
+                None => (Some(&row.spread), None),
+                Some(_) => (None, Some(&row.spread)),
+            };
+            let mut result = json!({
+                "size": row.bytes, "count": row.count, "type": row.dtype, "redop": row.op,
+                "root": row.root_name(),
+                "out_of_place": placement(&row.out_of_place, cpu_time),
+                "in_place": row.in_place.as_ref().map(|r| placement(r, cpu_time)),
+                "in_place_per_iter": in_place.map(spread),
+                "plan": row.plan,
+            });
+            if let Some(apart) = apart {
+                result["out_of_place_per_iter"] = spread(apart);
+            }
+            if let Some(verdict) = choice {
+                result["algorithm"] = row.beside.unwrap_or("auto").into();
+                if row.beside.is_none() {
+                    result["choice"] = verdict.json();
+                }
+            }
+            self.results.push(result);
+            text += &row.line();
         }
-        self.results.push(json!({
-            "size": row.bytes, "count": row.count, "type": row.dtype, "redop": row.op, "root": "-1",
-            "out_of_place": placement(&row.out_of_place, cpu_time),
-            "in_place": placement(&row.in_place, cpu_time),
-            "in_place_per_iter": spread(&row.spread),
-            "plan": row.plan,
-        }));
+        if let Some(verdict) = choice {
+            text += &verdict.line();
+            self.tally.add(verdict);
+        }
         self.bar.inc(1);
-        self.say(&row.line())
+        self.say(&text)
     }
 
     /// A result that is not a row.
@@ -178,7 +215,11 @@ impl Report {
             let mean = json!({ "bandwidth": busbw, "okay": "unchecked" });
             self.json.insert("average_bus_bandwidth".into(), mean);
         }
-        self.say("# Collective test concluded: all_reduce\n")?;
+        if self.tally.points > 0 {
+            self.say(&self.tally.line())?;
+            self.json.insert("choice".into(), self.tally.json());
+        }
+        self.say(&format!("# Collective test concluded: {}\n", a.operation.name()))?;
         self.json.insert("results".into(), std::mem::take(&mut self.results).into());
         let okay = (self.wrong == 0).to_string();
         self.json.insert("out_of_bounds".into(), json!({ "count": self.wrong, "okay": okay }));
@@ -221,11 +262,4 @@ fn host_name() -> String {
     // SAFETY: the pointer and length are those of `name`, whose last byte stays zero.
     unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
     String::from_utf8_lossy(&name).trim_end_matches('\0').to_string()
-}
-
-/// How `comm` will carry out a call: "ring x4".
-pub fn plan(comm: &Communicator, count: usize, dtype: graccl::DataType) -> Result<String> {
-    let (send, recv) = (std::ptr::null(), std::ptr::null_mut());
-    let p = comm.plan(&Call::new(Collective::AllReduce, send, recv, count, dtype, RedOp::Sum))?;
-    Ok(format!("{} x{} {}", p.algorithm, p.tiles, p.transport))
 }

@@ -2,73 +2,92 @@
 
 use std::time::Duration;
 
-use graccl::{Code, Communicator, Config, DataType, Error, RedOp, Result};
+use graccl::{Code, Communicator, Config, Error, Result};
 
 use super::args::PerfArgs;
-use super::buffer::Buffer;
-use super::data::{Pattern, show_element};
-use super::job::{Job, Placement, bandwidth};
-use super::report::{Report, plan};
+use super::buffer::Buffers;
+use super::check::{self, Exam};
+use super::choice::Verdict;
+use super::job::{Job, bandwidth};
+use super::operation::{Operation, Placement, Ready, What};
+use super::report::Report;
 use super::table::{self, Row, Timing};
 use super::tensors;
 use crate::schedules;
 
+/// Where algorithms are compared, each has its turn so many times, since the machine's speed changes.
+const ROUNDS: usize = 5;
+
 /// Joins the job, runs everything, and returns the exit status.
 pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
     let cpu = if a.pin { Some(pin(rank)?) } else { None };
-    let algorithms: Vec<Option<String>> = match a.algo.as_deref() {
-        Some("all") => schedules::names().into_iter().map(|n| Some(n.to_string())).collect(),
-        one => vec![one.map(str::to_string)],
-    };
     let list = a.tensors.as_deref().map(|t| tensors::load(t, a.datatype.0[0])).transpose()?;
-    let tables = algorithms.len() as u64 * u64::from(a.run_cycles);
-    let rows: usize = a.datatype.0.iter().map(|d| a.counts(d.size()).len()).sum::<usize>() * a.op.0.len();
-    let mut report = Report::new(rank == 0, if list.is_some() { 0 } else { tables * rows as u64 });
-    let mut job = None;
-    let mut headed = false;
-    for algorithm in &algorithms {
-        let config = config(a, algorithm.as_deref())?;
-        // The old communicator goes before the new one comes.
-        job.take();
-        let mut new = match Communicator::init_env(&config) {
-            Ok(comm) => Job::new(comm),
-            Err(e) if algorithms.len() > 1 && not_possible(&e) => {
-                report
-                    .say(&format!("#\n# {}: not possible here: {e}\n", algorithm.as_deref().unwrap_or("")))?;
-                continue;
+    let points = points(a, size)?;
+    if a.operation == Operation::SendRecv && size < 2 {
+        return Err(Error::argument("a rank cannot send to itself").hint("start two ranks or more (--np 2)"));
+    }
+    let all = a.algo.as_deref() == Some("all");
+    let steps = points.len() as u64 * u64::from(a.run_cycles);
+    let mut report = Report::new(rank == 0, if list.is_some() { 0 } else { steps });
+    let config = config(a, if all { Some("auto") } else { a.algo.as_deref() })?;
+    let mut job = Job::new(Communicator::init_env(&config)?);
+    if (job.rank, job.size) != (rank, size) {
+        let what =
+            format!("joined as rank {} of {}, but the launcher said {rank} of {size}", job.rank, job.size);
+        return Err(Error::internal(what));
+    }
+    report.header(a, &job, &config, cpu)?;
+    if all {
+        job.others = others(a, &report)?;
+    }
+    match &list {
+        Some(list) => {
+            for (name, comm) in job.contenders() {
+                if all {
+                    report.say(&format!("#\n# Algorithm: {}\n", name.unwrap_or("auto")))?;
+                }
+                tensors::run(a, &job, comm, &mut report, list)?;
             }
-            Err(e) => return Err(e),
-        };
-        if (new.rank, new.size) != (rank, size) {
-            let what = format!(
-                "joined as rank {} of {}, but the launcher said {rank} of {size}",
-                new.rank, new.size
-            );
-            return Err(Error::internal(what));
         }
-        if !headed {
-            report.header(a, &new, &config, cpu)?;
-            headed = true;
-        }
-        if algorithms.len() > 1 {
-            report.say(&format!("#\n# Algorithm: {}\n", algorithm.as_deref().unwrap_or("auto")))?;
-        }
-        match &list {
-            Some(list) => tensors::run(a, &mut new, &mut report, list)?,
-            None => tables_of(a, &mut new, &mut report, algorithms.len() > 1)?,
-        }
-        let unread = report.unread(a, &new)?;
-        job = Some(new);
-        if unread {
-            break;
-        }
+        None => table_of(a, &job, &mut report, &points)?,
     }
     let wrong = report.finish(a)?;
     // Nobody leaves before rank 0 has written everything: a launcher ends the others of a failed job.
-    if let Some(job) = &job {
-        job.comm.barrier()?;
-    }
+    job.comm.barrier()?;
     Ok(u8::from(wrong > 0))
+}
+
+/// A communicator for every algorithm of the collective.
+fn others(a: &PerfArgs, report: &Report) -> Result<Vec<(&'static str, Communicator)>> {
+    let mut others = Vec::new();
+    for name in a.operation.algorithms().map_or(Vec::new(), schedules::names_of) {
+        match Communicator::init_env(&config(a, Some(name))?) {
+            Ok(comm) => others.push((name, comm)),
+            Err(e) if not_possible(&e) => report.say(&format!("#\n# {name}: not possible here: {e}\n"))?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(others)
+}
+
+/// All rows of a table, in nccl-tests' order.
+fn points(a: &PerfArgs, ranks: usize) -> Result<Vec<What>> {
+    let operation = a.operation;
+    let what = What { operation, count: 0, dtype: a.datatype.0[0], op: a.ops()[0], root: 0 };
+    let (blocks, roots) = (operation.widest(ranks), a.roots(ranks)?);
+    if blocks == 0 {
+        return Ok(vec![what]);
+    }
+    let mut points = Vec::new();
+    for &dtype in &a.datatype.0 {
+        for op in a.ops() {
+            for &root in &roots {
+                let counts = a.counts(dtype.size() * blocks).into_iter();
+                points.extend(counts.map(|count| What { count, dtype, op, root, ..what }));
+            }
+        }
+    }
+    Ok(points)
 }
 
 /// Errors of a job that the algorithm cannot serve: the same on all ranks.
@@ -112,149 +131,159 @@ fn pin(rank: usize) -> Result<usize> {
 }
 
 /// All rows, as often as -N says.
-fn tables_of(a: &PerfArgs, job: &mut Job, report: &mut Report, skip: bool) -> Result<()> {
-    let mut send = Buffer::new(a.maxbytes, a.memory)?;
-    let mut recv = Buffer::new(a.maxbytes, a.memory)?;
-    report.say(&table::head(a.report_cputime != 0, a.report_timestamps != 0))?;
+fn table_of(a: &PerfArgs, job: &Job, report: &mut Report, points: &[What]) -> Result<()> {
+    let bytes = points.iter().map(|what| what.bytes(job.size)).max().unwrap_or(0);
+    let mut buffers = Buffers::new(bytes, a.memory)?;
+    let in_place = a.operation.placements().contains(&Placement::InPlace);
+    report.say(&table::head(in_place, a.report_cputime != 0, a.report_timestamps != 0))?;
     let mut cycle = 0;
     while a.run_cycles == 0 || cycle < a.run_cycles {
         cycle += 1;
-        for &dtype in &a.datatype.0 {
-            for &op in &a.op.0 {
-                for count in a.counts(dtype.size()) {
-                    report.next(format!("{} {} {count}", dtype.name(), op.name()));
-                    match row(a, job, &mut send, &mut recv, What { count, dtype, op }) {
-                        Ok(row) => report.row(&row, a.report_cputime != 0)?,
-                        Err(e) if skip && not_possible(&e) => {
-                            report.say(&format!(
-                                "# {} bytes: not possible here: {e}\n",
-                                count * dtype.size()
-                            ))?;
-                        }
-                        Err(e) => return Err(e),
-                    }
-                    if report.unread(a, job)? {
-                        return Ok(());
-                    }
-                }
+        for &what in points {
+            report.next(format!("{} {} {}", what.dtype.name(), what.op.name(), what.count));
+            point(a, job, report, &mut buffers, what)?;
+            if report.unread(a, job)? {
+                return Ok(());
             }
         }
     }
     Ok(())
 }
 
-/// What a row is about.
-#[derive(Clone, Copy)]
-struct What {
-    count: usize,
-    dtype: DataType,
-    op: RedOp,
-}
-
-impl What {
-    fn bytes(&self) -> usize {
-        self.count * self.dtype.size()
+/// Checks and times one point by all contenders.
+fn point(a: &PerfArgs, job: &Job, report: &mut Report, buffers: &mut Buffers, what: What) -> Result<()> {
+    let mut plans = Vec::new();
+    let mut contenders = Vec::new();
+    for (beside, comm) in job.contenders() {
+        match comm.plan(&what.planned()) {
+            Ok(plan) if plans.contains(&plan) => {}
+            Ok(plan) => {
+                plans.push(plan);
+                contenders.push((beside, comm));
+            }
+            Err(e) if beside.is_some() && not_possible(&e) => {
+                report.say(&format!("# {}: not possible here: {e}\n", beside.unwrap_or_default()))?;
+            }
+            Err(e) => return Err(e),
+        }
     }
-}
-
-fn row(a: &PerfArgs, job: &mut Job, send: &mut Buffer, recv: &mut Buffer, what: What) -> Result<Row> {
-    let What { count, dtype, op } = what;
-    let plan = plan(&job.comm, count, dtype)?;
-    let out_of_place = timing(a, job, send, recv, what, Placement::OutOfPlace)?;
-    let in_place = timing(a, job, send, recv, what, Placement::InPlace)?;
-    let spread = job.spread(a, || calls(a, job, None, recv, what))?.per_call(a.agg_iters);
-    let timestamp = (a.report_timestamps != 0).then(table::now);
-    let (dtype, op) = (dtype.name(), op.name());
-    Ok(Row { bytes: what.bytes(), count, dtype, op, out_of_place, in_place, spread, plan, timestamp })
+    let operation = what.operation;
+    let mut rows = Vec::new();
+    for ((beside, comm), p) in contenders.iter().zip(&plans) {
+        let mut timings = [None; 2];
+        for (timing, &place) in timings.iter_mut().zip(operation.placements()) {
+            *timing = Some(timed(a, job, comm, buffers, what, place)?);
+        }
+        let [Some(out_of_place), in_place] = timings else {
+            return Err(Error::internal("nothing was timed"));
+        };
+        rows.push(Row {
+            bytes: what.bytes(job.size),
+            count: what.count,
+            dtype: if operation == Operation::Barrier { "none" } else { what.dtype.name() },
+            op: if operation.reduces() { what.op.name() } else { "none" },
+            root: operation.rooted().then_some(what.root),
+            out_of_place,
+            in_place,
+            spread: Default::default(),
+            plan: match operation.algorithms() {
+                Some(_) => format!("{} x{} {}", p.algorithm, p.tiles, p.transport),
+                None => format!("send, recv {}", p.transport),
+            },
+            beside: *beside,
+            timestamp: (a.report_timestamps != 0).then(table::now),
+        });
+    }
+    let comms: Vec<&Communicator> = contenders.iter().map(|c| c.1).collect();
+    let place = *operation.placements().last().unwrap_or(&Placement::OutOfPlace);
+    for (row, mut times) in rows.iter_mut().zip(each(a, job, &comms, buffers, what, place)?) {
+        row.spread = job.spread(&mut times)?.per_call(a.agg_iters);
+    }
+    let verdict = (!job.others.is_empty()).then(|| Verdict::of(&rows)).flatten();
+    report.rows(&rows, verdict.as_ref(), a.report_cputime != 0)
 }
 
 /// Checks and times one placement.
-fn timing(
+fn timed(
     a: &PerfArgs,
-    job: &mut Job,
-    send: &mut Buffer,
-    recv: &mut Buffer,
+    job: &Job,
+    comm: &Communicator,
+    buffers: &mut Buffers,
     what: What,
-    placement: Placement,
+    place: Placement,
 ) -> Result<Timing> {
-    let wrong = check(a, job, send, recv, what, placement)?;
-    let quiet = job.problem(what.dtype, what.op).fixed_point();
-    quiet.fill(send.slice_mut(0..what.bytes()));
-    quiet.fill(recv.slice_mut(0..what.bytes()));
-    let source = (placement == Placement::OutOfPlace).then_some(&*send);
-    let time_us = job.time(a, || calls(a, job, source, recv, what))? / f64::from(a.agg_iters);
-    let (algbw, busbw) = bandwidth(what.bytes(), time_us, job.size);
+    let wrong = check(a, job, comm, buffers, what, place)?;
+    quiet(job, buffers, what);
+    let call = Ready::new(&what, job.size, job.rank, place, buffers);
+    let time_us = job.time(a, || iteration(a, &call, comm))? / f64::from(a.agg_iters);
+    let (algbw, busbw) = bandwidth(what.bytes(job.size), time_us, what.operation.bus_factor(job.size));
     Ok(Timing { time_us, algbw, busbw, wrong })
 }
 
+/// The time of every iteration on each communicator. Several have their turns, warmed up for each.
+fn each(
+    a: &PerfArgs,
+    job: &Job,
+    comms: &[&Communicator],
+    buffers: &mut Buffers,
+    what: What,
+    place: Placement,
+) -> Result<Vec<Vec<f64>>> {
+    let iters = a.iters as usize;
+    let mut times = vec![vec![0.0; iters]; comms.len()];
+    let call = Ready::new(&what, job.size, job.rank, place, buffers);
+    let rounds = if comms.len() > 1 { ROUNDS } else { 1 };
+    let turn = iters.div_ceil(rounds);
+    for start in (0..iters).step_by(turn) {
+        for (times, comm) in times.iter_mut().zip(comms) {
+            if rounds > 1 {
+                (0..a.warmup_iters.max(1)).try_for_each(|_| iteration(a, &call, comm))?;
+            }
+            job.each(&mut times[start..iters.min(start + turn)], || iteration(a, &call, comm))?;
+        }
+    }
+    Ok(times)
+}
+
 /// One iteration.
-fn calls(a: &PerfArgs, job: &Job, send: Option<&Buffer>, recv: &mut Buffer, what: What) -> Result<()> {
+#[inline]
+fn iteration(a: &PerfArgs, call: &Ready, comm: &Communicator) -> Result<()> {
     for _ in 0..a.agg_iters {
-        job.all_reduce(send, recv, 0, what.count, what.dtype, what.op)?;
+        call.run(comm)?;
     }
     Ok(())
 }
 
-/// Reduces known data, and counts what is wrong on all ranks: elements of the result, elements of
-/// the send buffer that were changed, and guard bytes.
+/// Fills the buffers with what a reduction does not change.
+fn quiet(job: &Job, buffers: &mut Buffers, what: What) {
+    let quiet = job.problem(what.dtype, what.op).fixed_point();
+    for buffer in [&mut buffers.send, &mut buffers.recv] {
+        quiet.fill(buffer.slice_mut(0..what.bytes(job.size)));
+    }
+}
+
+/// Carries out the call with known data, and counts what is wrong on all ranks.
 fn check(
     a: &PerfArgs,
-    job: &mut Job,
-    send: &mut Buffer,
-    recv: &mut Buffer,
+    job: &Job,
+    comm: &Communicator,
+    buffers: &mut Buffers,
     what: What,
-    placement: Placement,
+    place: Placement,
 ) -> Result<Option<usize>> {
     if a.check == 0 {
         return Ok(None);
     }
-    let (What { count, dtype, op }, bytes) = (what, what.bytes());
     let mut wrong = 0;
     for _ in 0..a.check {
-        let p = job.problem(dtype, op);
-        let (input, expected) = (p.input(job.rank, count), p.expected(count));
-        recv.set_guard(bytes);
-        if placement == Placement::OutOfPlace {
-            input.fill(send.slice_mut(0..bytes));
-            send.set_guard(bytes);
-            recv.poison(bytes);
-            job.all_reduce(Some(send), recv, 0, count, dtype, op)?;
-            wrong += report_wrong(job.rank, "send buffer changed", send, bytes, &input, dtype);
-        } else {
-            input.fill(recv.slice_mut(0..bytes));
-            job.all_reduce(None, recv, 0, count, dtype, op)?;
+        if what.operation == Operation::Barrier {
+            wrong += check::early(job, comm)?;
+            continue;
         }
-        wrong += report_wrong(job.rank, "wrong result", recv, bytes, &expected, dtype);
+        let exam = Exam::new(&job.problem(what.dtype, what.op), what, job.rank, place);
+        exam.prepare(buffers);
+        Ready::new(&what, job.size, job.rank, place, buffers).run(comm)?;
+        wrong += exam.wrong(buffers);
     }
     Ok(Some(job.total(wrong)?))
-}
-
-/// Compares a buffer and its guard, and says on stderr what differs.
-fn report_wrong(
-    rank: usize,
-    what: &str,
-    buffer: &Buffer,
-    bytes: usize,
-    want: &Pattern,
-    dtype: DataType,
-) -> usize {
-    let found = want.compare(buffer.slice(0..bytes));
-    if let Some(first) = found.first {
-        let size = dtype.size();
-        let got = show_element(buffer.slice(first * size..(first + 1) * size));
-        eprintln!(
-            "graccl perf: rank {rank}: {what}: {} of {} elements, the first is {first}: {got} instead of {} ({}, {bytes} bytes)",
-            found.count,
-            bytes / size,
-            want.show(first),
-            dtype.name()
-        );
-    }
-    let guard = buffer.broken_guard(bytes);
-    if guard > 0 {
-        eprintln!(
-            "graccl perf: rank {rank}: {guard} bytes written behind the end of a buffer of {bytes} bytes"
-        );
-    }
-    found.count + guard
 }

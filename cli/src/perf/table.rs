@@ -18,11 +18,17 @@ pub struct Row {
     pub bytes: usize,
     pub count: usize,
     pub dtype: &'static str,
+    /// "none" where nothing is reduced.
     pub op: &'static str,
+    pub root: Option<usize>,
     pub out_of_place: Timing,
-    pub in_place: Timing,
+    /// Where that exists.
+    pub in_place: Option<Timing>,
+    /// In place where that exists.
     pub spread: Spread,
     pub plan: String,
+    /// Algorithm that was asked for beside the choice; `None`: this is the choice.
+    pub beside: Option<&'static str>,
     /// Time of day, when asked for.
     pub timestamp: Option<String>,
 }
@@ -42,7 +48,7 @@ pub fn number(value: f64, width: usize) -> String {
 }
 
 /// The lines above the rows.
-pub fn head(cpu_time: bool, timestamps: bool) -> String {
+pub fn head(in_place: bool, cpu_time: bool, timestamps: bool) -> String {
     let time = if cpu_time { "cputime" } else { "time" };
     let stamp = if timestamps { "  timestamp" } else { "" };
     let place = format!("  {time:>7}  {:>6}  {:>6}  {:>6}", "algbw", "busbw", "#wrong");
@@ -55,7 +61,7 @@ pub fn head(cpu_time: bool, timestamps: bool) -> String {
             left("", "", "", "", ""),
             "out-of-place",
             "in-place",
-            "in-place, slowest rank (us)"
+            if in_place { "in-place, slowest rank (us)" } else { "out-of-place, slowest rank (us)" }
         ),
         format!(
             "{}{place}{place}  {:>7}  {:>7}  {:>7}  {:>7}  plan{stamp}",
@@ -72,14 +78,20 @@ pub fn head(cpu_time: bool, timestamps: bool) -> String {
 }
 
 impl Row {
+    /// The root, or nccl-tests' -1.
+    pub fn root_name(&self) -> String {
+        self.root.map_or("-1".to_string(), |r| r.to_string())
+    }
+
     pub fn line(&self) -> String {
-        let place = |r: &Timing| {
+        let none = || "N/A".to_string();
+        let place = |r: Option<&Timing>| {
             format!(
                 "  {:>7}  {:>6}  {:>6}  {:>6}",
-                number(r.time_us, 7),
-                number(r.algbw, 6),
-                number(r.busbw, 6),
-                r.wrong.map_or("N/A".to_string(), |w| w.to_string())
+                r.map_or_else(none, |r| number(r.time_us, 7)),
+                r.map_or_else(none, |r| number(r.algbw, 6)),
+                r.map_or_else(none, |r| number(r.busbw, 6)),
+                r.and_then(|r| r.wrong).map_or_else(none, |w| w.to_string())
             )
         };
         let s = &self.spread;
@@ -90,9 +102,9 @@ impl Row {
             self.count,
             self.dtype,
             self.op,
-            -1,
-            place(&self.out_of_place),
-            place(&self.in_place),
+            self.root_name(),
+            place(Some(&self.out_of_place)),
+            place(self.in_place.as_ref()),
             number(s.min, 7),
             number(s.median, 7),
             number(s.p99, 7),
@@ -158,16 +170,22 @@ mod tests {
             count: 2,
             dtype: "float",
             op: "sum",
+            root: None,
             out_of_place: r,
-            in_place: Timing { wrong: None, ..r },
+            in_place: Some(Timing { wrong: None, ..r }),
             spread: Spread::default(),
             plan: "ring x4".into(),
+            beside: None,
             timestamp: Some(now()),
         };
-        let (head, line) = (head(false, true), row.line());
+        let (head, line) = (head(true, false, true), row.line());
         let names = head.lines().nth(2).unwrap();
         assert_eq!(names.find("plan"), line.find("ring"));
         assert_eq!(names.find("#wrong").map(|i| i + 6), line.find("       0  ").map(|i| i + 8));
         assert_eq!(line.split_whitespace().count(), 5 + 8 + 4 + 2 + 2);
+        let apart = Row { root: Some(3), in_place: None, ..row }.line();
+        assert_eq!(apart.len(), line.len());
+        assert_eq!(apart.split_whitespace().filter(|f| *f == "N/A").count(), 4);
+        assert_eq!(apart.split_whitespace().nth(4), Some("3"));
     }
 }

@@ -1,6 +1,6 @@
 //! `--tensors`: a model's gradients, one call per tensor and fused into one buffer.
 
-use graccl::{DataType, Error, Result};
+use graccl::{Collective, Communicator, DataType, Error, RedOp, Result};
 use serde_json::json;
 
 use super::args::PerfArgs;
@@ -180,8 +180,9 @@ fn layout(list: &[Tensor]) -> Layout {
     l
 }
 
-/// Measures and prints.
-pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) -> Result<()> {
+/// Measures on one of the job's communicators, and prints.
+pub fn run(a: &PerfArgs, job: &Job, comm: &Communicator, report: &mut Report, list: &[Tensor]) -> Result<()> {
+    let op = a.ops()[0];
     let what = a.tensors.as_deref().unwrap_or("");
     let l = layout(list);
     let mut apart = Buffer::new(l.apart_bytes, a.memory)?;
@@ -212,7 +213,7 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
     let mut base = None;
     let mut line =
         |report: &mut Report, job: &Job, name: &str, calls: usize, time: f64, wrong: Option<usize>| {
-            let (algbw, busbw) = bandwidth(bytes, time, job.size);
+            let (algbw, busbw) = bandwidth(bytes, time, Collective::AllReduce.bus_factor(job.size));
             let ratio = *base.get_or_insert(time) / time;
             let shown = wrong.map_or("N/A".to_string(), |w| w.to_string());
             report.other(
@@ -232,14 +233,14 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
             ))
         };
 
-    let wrong = check(a, job, &mut apart, &l.apart)?;
-    quiet(a, job, &mut apart, &l.apart);
-    let time = median(a, job, || reduce(a, job, &mut apart, &l.apart))?;
+    let wrong = check(a, job, comm, op, &mut apart, &l.apart)?;
+    quiet(job, op, &mut apart, &l.apart);
+    let time = median(a, job, || reduce(comm, op, &mut apart, &l.apart))?;
     line(report, job, "one call per tensor", list.len(), time, wrong)?;
 
-    let wrong = check(a, job, &mut packed, &l.fused)?;
-    quiet(a, job, &mut packed, &l.fused);
-    let time = median(a, job, || reduce(a, job, &mut packed, &l.fused))?;
+    let wrong = check(a, job, comm, op, &mut packed, &l.fused)?;
+    quiet(job, op, &mut packed, &l.fused);
+    let time = median(a, job, || reduce(comm, op, &mut packed, &l.fused))?;
     line(report, job, "fused", l.fused.len(), time, wrong)?;
 
     // Both buffers have been written to, here or above: no page is touched for the first time below.
@@ -247,7 +248,7 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
         for (from, to) in l.apart.iter().zip(&l.packed) {
             packed.slice_mut(to.range()).copy_from_slice(apart.slice(from.range()));
         }
-        reduce(a, job, &mut packed, &l.fused)?;
+        reduce(comm, op, &mut packed, &l.fused)?;
         for (to, from) in l.apart.iter().zip(&l.packed) {
             apart.slice_mut(to.range()).copy_from_slice(packed.slice(from.range()));
         }
@@ -262,33 +263,46 @@ pub fn run(a: &PerfArgs, job: &mut Job, report: &mut Report, list: &[Tensor]) ->
 fn median(a: &PerfArgs, job: &Job, mut step: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut iteration = || (0..a.agg_iters).try_for_each(|_| step());
     (0..a.warmup_iters.max(1)).try_for_each(|_| iteration())?;
-    Ok(job.spread(a, iteration)?.per_call(a.agg_iters).median)
+    let mut times = vec![0.0; a.iters as usize];
+    job.each(&mut times, iteration)?;
+    Ok(job.spread(&mut times)?.per_call(a.agg_iters).median)
 }
 
-/// One call per span.
-fn reduce(a: &PerfArgs, job: &Job, buffer: &mut Buffer, spans: &[Span]) -> Result<()> {
-    spans.iter().try_for_each(|s| job.all_reduce(None, buffer, s.at, s.count, s.dtype, a.op.0[0]))
+/// One call per span, in place.
+fn reduce(comm: &Communicator, op: RedOp, buffer: &mut Buffer, spans: &[Span]) -> Result<()> {
+    spans.iter().try_for_each(|s| {
+        let at = buffer.slice_mut(s.range()).as_mut_ptr();
+        // SAFETY: the span is in bounds, initialised, and not used by others meanwhile.
+        unsafe { comm.all_reduce_raw(at, at, s.count, s.dtype, op) }
+    })
 }
 
 /// Fills the spans with what a reduction does not change.
-fn quiet(a: &PerfArgs, job: &mut Job, buffer: &mut Buffer, spans: &[Span]) {
+fn quiet(job: &Job, op: RedOp, buffer: &mut Buffer, spans: &[Span]) {
     for s in spans {
-        job.problem(s.dtype, a.op.0[0]).fixed_point().fill(buffer.slice_mut(s.range()));
+        job.problem(s.dtype, op).fixed_point().fill(buffer.slice_mut(s.range()));
     }
 }
 
 /// Reduces known data span by span, and counts wrong elements on all ranks.
-fn check(a: &PerfArgs, job: &mut Job, buffer: &mut Buffer, spans: &[Span]) -> Result<Option<usize>> {
+fn check(
+    a: &PerfArgs,
+    job: &Job,
+    comm: &Communicator,
+    op: RedOp,
+    buffer: &mut Buffer,
+    spans: &[Span],
+) -> Result<Option<usize>> {
     if a.check == 0 {
         return Ok(None);
     }
     let mut wrong = 0;
     for _ in 0..a.check {
-        let problems: Vec<_> = spans.iter().map(|s| job.problem(s.dtype, a.op.0[0])).collect();
+        let problems: Vec<_> = spans.iter().map(|s| job.problem(s.dtype, op)).collect();
         for (s, p) in spans.iter().zip(&problems) {
             p.input(job.rank, s.count).fill(buffer.slice_mut(s.range()));
         }
-        reduce(a, job, buffer, spans)?;
+        reduce(comm, op, buffer, spans)?;
         for (s, p) in spans.iter().zip(&problems) {
             wrong += p.expected(s.count).compare(buffer.slice(s.range())).count;
         }

@@ -15,10 +15,11 @@ mod prepare;
 mod trouble;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use super::Shared;
 use super::call::{Buffers, Key, QUICK, Verb, Work};
 use super::config::{Config, TransportChoice};
 use super::fabric::{Fabric, Post, Remains};
@@ -39,10 +40,8 @@ pub use prepare::Prepared;
 use prepare::{Plan, Route, RouteKey};
 use trouble::Watch;
 use trouble::placed;
-pub use trouble::{aborted, after_failure};
+pub use trouble::{aborted, after_failure, panicked};
 
-/// Links to one peer on one port: one for each tile that may be worked on at a time.
-pub const WAYS_MAX: u32 = 4;
 /// Outputs from this size on are stored past the caches when not in place: they exceed L2.
 const STREAM_MIN: usize = 1 << 20;
 
@@ -72,6 +71,8 @@ enum Step {
 
 /// See the module's text.
 pub struct Inner {
+    /// What it is the working part of.
+    pub me: Weak<Shared>,
     pub fabric: Arc<Fabric>,
     pub ctx: u64,
     /// The ranks' numbers in the family.
@@ -83,13 +84,16 @@ pub struct Inner {
     post: Arc<Post>,
     recorder: Recorder,
     links: Vec<AnyLink>,
-    /// The rank of each group of `WAYS_MAX` links.
+    /// The rank of each link.
     owner: Vec<u32>,
     /// First link by rank and port.
     ports: HashMap<(u32, u8), u32>,
     blocks: Vec<Block>,
-    /// Memory of links whose pages could be huge.
-    small: Vec<*mut u8>,
+    /// The memory of the first link of each rank and port, of which the first so many have huge pages.
+    bases: Vec<*mut u8>,
+    huge: usize,
+    /// Bytes that its slots are taken to hold.
+    held: usize,
     tcp: Vec<TcpConn>,
     routes: HashMap<RouteKey, Arc<Route>>,
     canonical: HashMap<RouteKey, bool>,
@@ -195,6 +199,7 @@ impl Inner {
         let manner = Manner::new(local, any_tcp);
         let post = fabric.join(ctx);
         Inner {
+            me: Weak::new(),
             fabric,
             ctx,
             members,
@@ -208,7 +213,9 @@ impl Inner {
             owner: Vec::new(),
             ports: HashMap::new(),
             blocks: Vec::new(),
-            small: Vec::new(),
+            bases: Vec::new(),
+            huge: 0,
+            held: 0,
             tcp: Vec::new(),
             routes: HashMap::new(),
             canonical: HashMap::new(),
@@ -231,6 +238,29 @@ impl Inner {
 
     pub fn size(&self) -> usize {
         self.members.len()
+    }
+
+    /// Counts calls, of all kinds.
+    pub fn calls(&self) -> u32 {
+        self.points.values().flatten().fold(self.seq, |n, &p| n.wrapping_add(p))
+    }
+
+    /// Gives back the memory that its messages took, unless calls are under way. Later calls work as
+    /// before. The other ranks need not do the same.
+    pub fn cool(&mut self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        for l in &mut self.links {
+            if let AnyLink::Shm(l) = l {
+                l.trim();
+            }
+        }
+        // The next call of any kind passes `warm`.
+        self.quick = [u32::MAX; QUICK];
+        (self.huge, self.held) = (0, 0);
+        self.scratch = Vec::new();
+        true
     }
 
     /// No call is under way.
@@ -360,8 +390,7 @@ impl Inner {
 
     fn advance_queue(&mut self, moved: &mut bool) -> Result<()> {
         while let Some(mut task) = self.queue.pop_front() {
-            let step = self.step(&mut task);
-            match step {
+            match guarded(|| self.step(&mut task)) {
                 Ok(Step::Over) => {
                     *moved = true;
                     self.retire(*task);
@@ -390,7 +419,7 @@ impl Inner {
                 waiting.push_back(task);
                 continue;
             }
-            match self.step(&mut task) {
+            match guarded(|| self.step(&mut task)) {
                 Ok(Step::Over) => {
                     *moved = true;
                     self.retire(*task);
@@ -498,9 +527,9 @@ impl Inner {
     /// Says goodbye; what peers may still use comes back.
     pub fn leave(self) -> Remains {
         self.tell(Saying::Bye);
-        let mut peers: Vec<usize> = self.owner.iter().map(|&p| self.members[p as usize] as usize).collect();
-        peers.sort_unstable();
-        peers.dedup();
+        // Who is connected says goodbye, too, and may have a link to us that we do not know of.
+        let others = self.members.iter().map(|&m| m as usize).filter(|&m| m != self.fabric.rank);
+        let peers = others.filter(|&m| self.fabric.conn(m).is_some()).collect();
         Remains {
             fabric: self.fabric,
             ctx: self.ctx,
@@ -511,10 +540,20 @@ impl Inner {
         }
     }
 
+    #[cfg(test)]
+    pub fn links_mut(&mut self) -> &mut Vec<AnyLink> {
+        &mut self.links
+    }
+
     /// What the survivors tell each other: see `split`.
     pub fn post(&self) -> &Arc<Post> {
         &self.post
     }
+}
+
+/// A panic as an error: the task that it happened in is not lost then, and whoever waits for it is told.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(panicked()))
 }
 
 #[inline]

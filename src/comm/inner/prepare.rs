@@ -7,7 +7,8 @@ use super::super::PlanInfo;
 
 use super::super::call::{Fit, Key, QUICK, Verb, Work};
 use super::super::config::Config;
-use super::super::fabric::{Conn, Data};
+use super::super::fabric::{Conn, Data, WAYS_MAX, WIDE, ways_of};
+use super::super::warm;
 use super::super::words::Saying;
 use crate::exec::{BlockSpan, Bound, Tiling};
 use crate::memory::make_huge;
@@ -19,7 +20,7 @@ use crate::transport::shm::{self, LINK_BYTES, ShmLink};
 use crate::tune::{self, Choice};
 use crate::{Code, DataType, Error, RedOp, Result};
 
-use super::{Inner, Stage, Task, WAYS_MAX};
+use super::{Inner, Stage, Task};
 
 /// The port of sends and receives; schedules use those below.
 const POINT_PORT: u8 = 7;
@@ -27,8 +28,10 @@ const POINT_PORT: u8 = 7;
 const TIMED_MIN: usize = 64 << 10;
 /// Prepared calls that are kept; beyond it all are forgotten (a job with ever new counts).
 const PREPARED_MAX: usize = 4096;
-/// Calls from this size on are worth 2 MiB pages under the slots (10-25 % at 1-4 MiB).
+/// Calls from this size on, with messages from this size on, are worth 2 MiB pages under the slots (10-25 %
+/// at 1-4 MiB between two ranks). They take the memory of all slots, so most of it should be used.
 const HUGE_MIN: usize = 512 << 10;
+const HUGE_MESSAGE: usize = 128 << 10;
 
 /// What carries out an algorithm here: bound to links.
 pub struct Route {
@@ -65,6 +68,9 @@ pub struct Prepared {
     pub(super) scratch: usize,
     /// Output bytes of this rank.
     pub(super) output: usize,
+    /// Huge pages under the slots are worth it; bytes that the slots take, without them.
+    pub(super) huge: bool,
+    pub(super) held: usize,
     pub(super) ref_safe: bool,
     pub(super) reply_safe: bool,
     /// What the flight recorder knows of it, and whether it reads the clock.
@@ -82,6 +88,28 @@ pub struct Plan {
     pub(super) longest: u32,
     /// What the flight recorder knows of it.
     pub(super) record: record::Plan,
+}
+
+impl Plan {
+    /// The ranks and ports that it needs links to, sorted.
+    pub(super) fn ends(&self) -> Vec<(u32, u8)> {
+        let wide = if self.key.ways > 1 { WIDE } else { 0 };
+        let mut ends = Vec::new();
+        for lane in &self.program.lanes {
+            for a in lane.ops.iter().flat_map(|op| lane.srcs(op).iter().chain(lane.dsts(op))) {
+                let peers = match a.kind {
+                    ArgKind::Recv => 1,
+                    ArgKind::Send => a.count as usize,
+                    _ => 0,
+                };
+                let ix = a.ix as usize;
+                ends.extend(lane.peers[ix..ix + peers].iter().map(|&p| (p, a.port | wide)));
+            }
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
 }
 
 fn named(config: &Config, c: schedule::Collective) -> Option<&'static Algorithm> {
@@ -163,8 +191,10 @@ impl Inner {
         let key = task.work.key;
         let cached = task.work.each.is_none();
         if cached && let Some(&i) = self.by_key.get(&key) {
+            let prepared = self.prepared[i as usize].clone();
+            self.warm(&prepared);
             self.quick[key.quick()] = i;
-            return Ok(Some(self.prepared[i as usize].clone()));
+            return Ok(Some(prepared));
         }
         if matches!(task.stage, Stage::Fresh) {
             let plan = self.think(&task.work)?;
@@ -183,6 +213,7 @@ impl Inner {
             },
         };
         let prepared = Arc::new(self.shape(&task.work, plan, route));
+        self.warm(&prepared);
         if cached {
             if self.prepared.len() >= PREPARED_MAX {
                 self.prepared.clear();
@@ -232,24 +263,8 @@ impl Inner {
 
     /// Binds a program to links; `None` while some are missing.
     fn bind(&mut self, plan: &Plan) -> Result<Option<Arc<Route>>> {
-        let mut ends: Vec<(u32, u8)> = Vec::new();
-        for lane in &plan.program.lanes {
-            for op in &lane.ops {
-                for a in lane.srcs(op).iter().chain(lane.dsts(op)) {
-                    let peers = match a.kind {
-                        ArgKind::Recv => 1,
-                        ArgKind::Send => a.count as usize,
-                        _ => 0,
-                    };
-                    let ix = a.ix as usize;
-                    ends.extend(lane.peers[ix..ix + peers].iter().map(|&p| (p, a.port)));
-                }
-            }
-        }
-        ends.sort_unstable();
-        ends.dedup();
         let mut missing = false;
-        for (peer, port) in ends {
+        for (peer, port) in plan.ends() {
             // All of them are begun before any is waited for.
             missing |= self.open(peer, port)?.is_none();
         }
@@ -257,8 +272,12 @@ impl Inner {
             return Ok(None);
         }
         let ports = &self.ports;
+        let wide = if plan.key.ways > 1 { WIDE } else { 0 };
         let bound = Bound::new(&plan.program, plan.key.ways, &mut |peer, port| {
-            ports.get(&(peer, port)).copied().ok_or_else(|| Error::internal("a link that was not opened"))
+            ports
+                .get(&(peer, port | wide))
+                .copied()
+                .ok_or_else(|| Error::internal("a link that was not opened"))
         })?;
         let route = Arc::new(Route {
             algorithm: plan.choice.map(|c| c.algorithm),
@@ -275,6 +294,7 @@ impl Inner {
         if let Some(&first) = self.ports.get(&(peer, port)) {
             return Ok(Some(first));
         }
+        let ways = ways_of(port);
         let member = self.members[peer as usize] as usize;
         let fabric = self.fabric.clone();
         let conn = match fabric.connect(member) {
@@ -285,21 +305,21 @@ impl Inner {
             Err(e) => return Err(e),
         };
         let lower = fabric.rank < member;
-        let theirs = || self.post.open().links.get(&(member, u32::from(port))).copied();
+        let theirs = || self.post.open().links.get(&(member, port)).copied();
         let first = self.links.len() as u32;
         match &conn.data {
             Data::Tcp(t) => {
                 let number = if lower {
-                    let n = conn.link_numbers(WAYS_MAX);
+                    let n = conn.link_numbers(ways);
                     conn.tell(&self.word(Saying::Link { port: port.into(), place: n.into() }));
                     n
                 } else {
                     match theirs() {
                         Some(n) => n as u32,
-                        None => return self.awaited(&conn, peer),
+                        None => return self.awaited(&conn, peer, port),
                     }
                 };
-                for way in 0..WAYS_MAX {
+                for way in 0..ways {
                     self.links.push(AnyLink::Other(Box::new(t.link(number.wrapping_add(way))?)));
                 }
                 if !self.tcp.iter().any(|c| c.fd() == t.fd()) {
@@ -307,7 +327,7 @@ impl Inner {
                 }
             }
             Data::Shm(arena) => {
-                let total = WAYS_MAX as usize * LINK_BYTES;
+                let total = ways as usize * LINK_BYTES;
                 let base = if lower {
                     let b = fabric.own.alloc(total)?;
                     self.blocks.push(b);
@@ -315,15 +335,15 @@ impl Inner {
                     // SAFETY: our own block.
                     unsafe { fabric.own.base().add(b.offset) }
                 } else {
-                    let Some(offset) = theirs() else { return self.awaited(&conn, peer) };
+                    let Some(offset) = theirs() else { return self.awaited(&conn, peer, port) };
                     let fits = arena.at(offset as usize, total).filter(|_| offset % 4096 == 0);
                     fits.ok_or_else(|| {
                         Error::remote("a peer placed a link outside its memory").who(format!("rank {peer}"))
                     })?
                 };
-                self.small.push(base);
+                self.bases.push(base);
                 let bell = arena.page().cast_const().cast();
-                for way in 0..WAYS_MAX as usize {
+                for way in 0..ways as usize {
                     // SAFETY: a zeroed stretch of LINK_BYTES in the lower rank's arena; arena and bell
                     // stay mapped through the Arc that the link keeps.
                     let link = unsafe {
@@ -334,21 +354,48 @@ impl Inner {
                 }
             }
         }
-        self.owner.push(peer);
+        self.owner.resize(self.links.len(), peer);
         self.ports.insert((peer, port), first);
         Ok(Some(first))
     }
 
     /// The lower rank is on its way through the same call, or gone.
-    fn awaited(&mut self, conn: &Conn, peer: u32) -> Result<Option<u32>> {
+    fn awaited(&mut self, conn: &Conn, peer: u32, port: u8) -> Result<Option<u32>> {
         self.fabric.pump();
         self.fabric.listen();
         match self.gone(peer) {
-            Some(gone) if !self.post.open().links.keys().any(|(r, _)| *r == conn.rank) => {
+            Some(gone) if !self.post.open().links.contains_key(&(conn.rank, port)) => {
                 Err(self.cause(self.lost(peer, gone, String::new())))
             }
             _ => Ok(None),
         }
+    }
+
+    /// A call is about to use the slots: memory that they lack is accounted for, and of the right kind.
+    fn warm(&mut self, prepared: &Prepared) {
+        if prepared.held > self.held {
+            warm::take(&self.me, prepared.held - self.held, self.calls());
+            self.held = prepared.held;
+        }
+        if prepared.huge {
+            for &p in &self.bases[self.huge..] {
+                // SAFETY: the first link's memory of a peer and port, mapped as long as its links.
+                unsafe { make_huge(p, LINK_BYTES) };
+            }
+            self.huge = self.bases.len();
+        }
+    }
+
+    /// Bytes that the slots of a call take, half of what they are: the peer counts the other half.
+    fn held_by(&self, bound: &Bound, tiling: &Tiling, message: usize, huge: bool) -> usize {
+        if shm::inline(message) {
+            return 0;
+        }
+        // One slot for each message that may be under way in a direction, and its pages' ends.
+        let flying = tiling.tiles().div_ceil(bound.ways()).clamp(1, shm::DEPTH) as usize;
+        let slots = flying * (message + 4096);
+        let shm = bound.links.iter().filter(|&&l| matches!(self.links[l as usize], AnyLink::Shm(_))).count();
+        shm * if huge { slots.max(LINK_BYTES / 2) } else { slots }
     }
 
     fn shape(&mut self, work: &Work, plan: &Plan, route: Arc<Route>) -> Prepared {
@@ -386,12 +433,10 @@ impl Inner {
         let tiling = Tiling::new(&spans, size, route.program.chunks);
         let nrecv = key.verb.collective().map_or(1, |c| c.recv_blocks(n, root, self.rank));
         let output = if work.each.is_some() { 0 } else { nrecv * key.count * size };
-        if spans.iter().map(|s| s.count * size).max().unwrap_or(0) >= HUGE_MIN {
-            for p in self.small.drain(..) {
-                // SAFETY: the first link's memory of a peer and port, mapped as long as its links.
-                unsafe { make_huge(p, LINK_BYTES) };
-            }
-        }
+        let message = tiling.span_bytes(plan.longest.min(route.program.chunks.max(1)));
+        let largest = spans.iter().map(|s| s.count * size).max().unwrap_or(0);
+        let huge = largest >= HUGE_MIN && message >= HUGE_MESSAGE;
+        let held = self.held_by(&route.bound, &tiling, message, huge);
         let image = tiling.scratch_bytes();
         let images = route.program.scratch as usize * image;
         let scratch = images * route.bound.ways() as usize;
@@ -425,6 +470,8 @@ impl Inner {
             images,
             scratch,
             output,
+            huge,
+            held,
             record: plan.record,
             timed: work.known_bytes(n) >= TIMED_MIN,
             ref_safe: route.algorithm.is_none_or(|a| a.ref_safe),

@@ -12,7 +12,7 @@ use crate::transport::{Fault, Link};
 use crate::{Code, Error, Result};
 
 use super::prepare::Plan;
-use super::{Inner, Stage, Task, WAYS_MAX};
+use super::{Inner, Stage, Task, guarded};
 
 /// Between looks at the clock, the words and the abort flag while nothing moves.
 const CHECK: Duration = Duration::from_millis(1);
@@ -117,13 +117,13 @@ impl Inner {
             return Err(e);
         }
         if let Some(mut task) = self.queue.pop_front() {
-            let r = self.look(&mut task, now);
+            let r = guarded(|| self.look(&mut task, now));
             self.queue.push_front(task);
             r?;
         }
         for i in 0..self.side.len() {
             let Some(mut task) = self.side.pop_front() else { break };
-            let r = self.look(&mut task, now);
+            let r = guarded(|| self.look(&mut task, now));
             self.side.push_back(task);
             if let Err(e) = r {
                 // As they were.
@@ -144,7 +144,7 @@ impl Inner {
                 return self.fault(task, b, now);
             }
             for b in engine.blocked() {
-                let peer = self.owner[(b.link / WAYS_MAX) as usize];
+                let peer = self.owner[b.link as usize];
                 if let Some(gone) = self.gone(peer) {
                     // Its last messages came before that word, but maybe after the lanes were looked at.
                     if *task.watch.gone.get_or_insert(task.watch.passes) != task.watch.passes {
@@ -168,7 +168,7 @@ impl Inner {
                 return Err(self.unmet(task));
             }
             let peer = match &task.stage {
-                Stage::Running { engine, .. } => engine.blocked().first().map(|b| b.link / WAYS_MAX),
+                Stage::Running { engine, .. } => engine.blocked().first().map(|b| b.link),
                 _ => None,
             };
             let peer =
@@ -189,7 +189,7 @@ impl Inner {
         }
         let (at, peers) = match &task.stage {
             Stage::Running { engine, .. } => {
-                let peers = engine.blocked().iter().map(|b| self.owner[(b.link / WAYS_MAX) as usize]);
+                let peers = engine.blocked().iter().map(|b| self.owner[b.link as usize]);
                 (engine.blocked().first().copied(), peers.collect())
             }
             Stage::Connecting(plan) => (None, self.missing(plan)),
@@ -209,10 +209,13 @@ impl Inner {
 
     /// Ranks that a plan needs links to that are not there.
     fn missing(&self, plan: &Plan) -> Vec<u32> {
-        let mut peers: Vec<u32> = plan.program.lanes.iter().flat_map(|l| l.peers.clone()).collect();
-        peers.sort_unstable();
+        let mut peers: Vec<u32> = plan
+            .ends()
+            .into_iter()
+            .filter(|end| !self.ports.contains_key(end))
+            .map(|(peer, _)| peer)
+            .collect();
         peers.dedup();
-        peers.retain(|p| !self.ports.keys().any(|(r, _)| r == p));
         peers
     }
 
@@ -230,7 +233,7 @@ impl Inner {
     /// A link is broken, or its message belongs to another call.
     fn fault(&mut self, task: &mut Task, b: Blocked, now: Instant) -> Result<()> {
         let since = *task.watch.fault.get_or_insert(now);
-        let rank = self.owner[(b.link / WAYS_MAX) as usize] as usize;
+        let rank = self.owner[b.link as usize] as usize;
         let who = position(task);
         match self.links[b.link as usize].fault() {
             Some(Fault::Fingerprint { .. }) => {
@@ -414,6 +417,12 @@ pub fn aborted(position: String) -> Error {
     Error::new(Code::Aborted, "the communicator was aborted here")
         .who(position)
         .hint("destroy it; make a new one to go on")
+}
+
+/// Part of this library, or memory that was lent to it, is not as it should be.
+pub fn panicked() -> Error {
+    Error::internal("graccl panicked while calls of this communicator were under way")
+        .hint("the panic's own message says where; report it, with GRACCL_DEBUG=warn if it does not show")
 }
 
 fn mismatch(what: String) -> Error {

@@ -1,0 +1,140 @@
+//! How good the choice of an algorithm is, measured beside the others.
+
+use serde_json::{Value, json};
+
+use super::table::{Row, number};
+
+/// A choice this near to the best is as good: machines are not more exact.
+const NEAR: f64 = 1.1;
+
+/// What was chosen at a point, and what was the fastest there.
+pub struct Verdict {
+    bytes: usize,
+    chosen: String,
+    chosen_us: f64,
+    best: String,
+    best_us: f64,
+}
+
+impl Verdict {
+    /// Of the rows of one point, by their medians; `None` without the choice among them.
+    pub fn of(rows: &[Row]) -> Option<Verdict> {
+        let chosen = rows.iter().find(|r| r.beside.is_none())?;
+        let best = rows.iter().min_by(|a, b| a.spread.median.total_cmp(&b.spread.median))?;
+        Some(Verdict {
+            bytes: chosen.bytes,
+            chosen: chosen.plan.clone(),
+            chosen_us: chosen.spread.median,
+            best: best.plan.clone(),
+            best_us: best.spread.median,
+        })
+    }
+
+    /// Time of the choice in times of the best.
+    fn ratio(&self) -> f64 {
+        if self.best_us > 0.0 { self.chosen_us / self.best_us } else { 1.0 }
+    }
+
+    pub fn line(&self) -> String {
+        format!(
+            "# {} bytes: chosen {} {} us, best {} {} us, chosen/best {:.2}\n",
+            self.bytes,
+            self.chosen,
+            number(self.chosen_us, 7),
+            self.best,
+            number(self.best_us, 7),
+            self.ratio()
+        )
+    }
+
+    pub fn json(&self) -> Value {
+        json!({
+            "chosen": self.chosen, "chosen_us": self.chosen_us, "best": self.best, "best_us": self.best_us,
+            "ratio": self.ratio(),
+        })
+    }
+}
+
+/// The verdicts of all points.
+#[derive(Default)]
+pub struct Tally {
+    pub points: usize,
+    near: usize,
+    worst: Option<(f64, usize, String)>,
+}
+
+impl Tally {
+    pub fn add(&mut self, verdict: &Verdict) {
+        self.points += 1;
+        self.near += usize::from(verdict.ratio() <= NEAR);
+        if self.worst.as_ref().is_none_or(|w| verdict.ratio() > w.0) {
+            self.worst = Some((verdict.ratio(), verdict.bytes, verdict.best.clone()));
+        }
+    }
+
+    fn share(&self) -> f64 {
+        self.near as f64 / self.points.max(1) as f64
+    }
+
+    pub fn line(&self) -> String {
+        let worst = self.worst.as_ref().map_or(String::new(), |(ratio, bytes, best)| {
+            format!("; worst {ratio:.2} at {bytes} bytes, where {best} is the best")
+        });
+        let percent = (NEAR - 1.0) * 100.0;
+        format!(
+            "# {:<20} : within {percent:.0} % of the best at {} of {} points ({:.0} %){worst}\n",
+            "Choice",
+            self.near,
+            self.points,
+            self.share() * 100.0
+        )
+    }
+
+    pub fn json(&self) -> Value {
+        let worst = self.worst.as_ref().map(|w| w.0);
+        json!({
+            "points": self.points, "within_10_percent": self.near, "share": self.share(), "worst_ratio": worst,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::Spread;
+    use super::super::table::Timing;
+    use super::*;
+
+    fn row(beside: Option<&'static str>, median: f64) -> Row {
+        let t = Timing { time_us: 99.0, algbw: 0.0, busbw: 0.0, wrong: None };
+        Row {
+            bytes: 64,
+            count: 16,
+            dtype: "float",
+            op: "sum",
+            root: None,
+            out_of_place: t,
+            in_place: None,
+            spread: Spread { median, ..Spread::default() },
+            plan: beside.unwrap_or("chosen one").into(),
+            beside,
+            timestamp: None,
+        }
+    }
+
+    #[test]
+    fn the_choice_is_compared_with_the_fastest() {
+        let mut tally = Tally::default();
+        for (chosen, ring, tree, ratio, best) in
+            [(3.0, 2.0, 4.0, 1.5, "ring"), (1.0, 2.0, 3.0, 1.0, "chosen one"), (1.1, 1.0, 9.0, 1.1, "ring")]
+        {
+            let rows = [row(None, chosen), row(Some("ring"), ring), row(Some("tree"), tree)];
+            let v = Verdict::of(&rows).unwrap();
+            assert_eq!((v.ratio(), v.best.as_str()), (ratio, best));
+            tally.add(&v);
+        }
+        assert!(Verdict::of(&[row(Some("ring"), 1.0)]).is_none());
+        let text = tally.line();
+        assert!(text.contains("within 10 % of the best at 2 of 3 points (67 %); worst 1.50 at 64"), "{text}");
+        assert_eq!(tally.json()["within_10_percent"], 2);
+    }
+}
