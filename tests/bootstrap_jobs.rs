@@ -13,7 +13,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 /// [`Bootstrap::rendezvous`] that nobody cancels.
 fn join(id: &UniqueId, rank: usize, size: usize, wait: Duration) -> graccl::Result<Bootstrap> {
-    Bootstrap::rendezvous(id, rank, size, wait, &AtomicBool::new(false))
+    Bootstrap::rendezvous(id, rank, size, "", wait, &AtomicBool::new(false))
 }
 
 /// What a process of a job does; the result is its last line, "ok ..." or "error ...".

@@ -1,7 +1,10 @@
-//! Every collective, in jobs whose ranks are threads, against what it should give.
+//! Every collective, in jobs whose ranks are threads or processes, against what it should give.
+
+mod common;
 
 use std::time::Duration;
 
+use common::{Job, case, join};
 use graccl::*;
 
 /// Element `i` of what rank `r` gives: small integers, whose sums are exact.
@@ -226,4 +229,278 @@ fn survivors_shrink_and_go_on() {
             });
         }
     });
+}
+
+// ------------------------------------------------------------------------------------------------
+// Jobs of processes
+
+/// Ranks, emulated hosts, settings.
+type Shape = (usize, usize, &'static [(&'static str, &'static str)]);
+
+const SHAPES: [Shape; 7] = [
+    (2, 1, &[("GRACCL_TRANSPORT", "shm")]),
+    (3, 1, &[("GRACCL_TRANSPORT", "tcp")]),
+    (4, 2, &[]),
+    (5, 3, &[]),
+    (2, 2, &[("GRACCL_ENCRYPT", "1")]),
+    (3, 1, &[("GRACCL_TRANSPORT", "tcp"), ("GRACCL_ENCRYPT", "1")]),
+    (4, 2, &[("GRACCL_ENCRYPT", "1")]),
+];
+
+fn job(test: &str, (ranks, hosts, settings): Shape) -> Job {
+    let job = Job::new(test, ranks).hosts(hosts).deadline(Duration::from_secs(120));
+    settings.iter().fold(job, |job, (name, value)| job.env(name, value))
+}
+
+#[test]
+fn every_collective_in_real_jobs() {
+    if case().is_some() {
+        let c = join();
+        for count in [1, 7, 1000, 200_000] {
+            for root in 0..c.size() {
+                every_collective(&c, count, root);
+            }
+        }
+        return;
+    }
+    for shape in SHAPES {
+        job("every_collective_in_real_jobs", shape).succeed();
+    }
+}
+
+/// What rank `r` gives for element `i` of a block: a small integer that every type holds.
+fn piece(r: usize, block: usize, i: usize) -> u8 {
+    ((r * 7 + block * 13 + i) % 40) as u8
+}
+
+fn bytes(dtype: DataType, values: impl Iterator<Item = u8>) -> Vec<u8> {
+    let one = |v: u8| match dtype {
+        DataType::F32 => f32::from(v).to_ne_bytes().to_vec(),
+        _ => vec![v],
+    };
+    values.flat_map(one).collect()
+}
+
+/// What is around the blocks of a receive buffer, in bytes.
+const AROUND: u8 = 0xee;
+
+/// One call with uneven counts (of each block), checked to the byte; in place where `in_place` and where
+/// this rank has a block in both buffers.
+fn uneven(
+    c: &Communicator,
+    collective: Collective,
+    root: usize,
+    count: &dyn Fn(usize) -> usize,
+    in_place: bool,
+) {
+    let (me, n) = (c.rank(), c.size());
+    let dtype = if collective.reduces() || root == 1 { DataType::F32 } else { DataType::U8 };
+    let size = dtype.size();
+    let blocks = 0..collective.blocks(n);
+    // Blocks in the order in which the buffers have them.
+    let list = |place: &dyn Fn(usize) -> Option<usize>| {
+        let mut list: Vec<(usize, usize)> = blocks.clone().filter_map(|b| Some((place(b)?, b))).collect();
+        list.sort();
+        list.into_iter().map(|(_, b)| b).collect::<Vec<usize>>()
+    };
+    let sends = list(&|b| collective.sent(n, root, me, b));
+    let gets = list(&|b| collective.received(n, root, me, b));
+    // With `gap` elements before every block, and the bytes of the whole buffer.
+    let layout = |list: &[usize], gap: usize| {
+        let mut at = 0;
+        let one = |&b: &usize| {
+            let e = Extent { at: at + gap, count: count(b) };
+            at = e.at + e.count;
+            e
+        };
+        let extents: Vec<Extent> = list.iter().map(one).collect();
+        (extents, (at + gap) * size)
+    };
+    let (mut send, slen) = layout(&sends, 1);
+    let (mut recv, rlen) = layout(&gets, 3);
+    let given = |b: usize| bytes(dtype, (0..count(b)).map(|i| piece(me, b, i)));
+    let (mut from, mut to) = (vec![AROUND; slen], vec![AROUND; rlen]);
+    for (e, &b) in send.iter().zip(&sends) {
+        from[e.at * size..][..e.count * size].copy_from_slice(&given(b));
+    }
+    let both = sends.iter().position(|b| gets.contains(b)).filter(|_| in_place);
+    let both = both.map(|s| (s, gets.iter().position(|b| *b == sends[s]).unwrap()));
+    let all_to_all = collective == Collective::AllToAll;
+    let one_buffer = both.is_some() && !all_to_all;
+    if let (Some((s, g)), false) = (both, all_to_all) {
+        // The longer list's buffer has the block of the other one.
+        if gets.len() > sends.len() {
+            to[recv[g].at * size..][..recv[g].count * size].copy_from_slice(&given(sends[s]));
+            send[s].at = recv[g].at;
+        } else {
+            recv[g].at = send[s].at;
+            to.clone_from(&from);
+        }
+    }
+    let input = if one_buffer { to.as_ptr() } else { from.as_ptr() };
+    let before = to.clone();
+    let counts = Counts::Each { send: send.into(), recv: recv.clone().into() };
+    let call = Call { counts, ..Call::moving(collective, input, to.as_mut_ptr(), 0, dtype).root(root) };
+    // SAFETY: our own buffers, as long as the extents say.
+    unsafe { c.call(&call) }.unwrap();
+    let mut expected = before;
+    for (e, &b) in recv.iter().zip(&gets) {
+        let giver = (0..n).find(|&r| collective.sent(n, root, r, b).is_some()).unwrap();
+        let value = |i| match collective.reduces() {
+            true => (0..n).map(|r| piece(r, b, i)).sum(),
+            false => piece(giver, b, i),
+        };
+        expected[e.at * size..][..e.count * size].copy_from_slice(&bytes(dtype, (0..e.count).map(value)));
+    }
+    if one_buffer && sends.len() > gets.len() && collective.reduces() {
+        // In place, a reduce_scatter may use the other blocks of its input.
+        let (e, whole) = (recv[0], expected);
+        let range = e.at * size..(e.at + e.count) * size;
+        assert!(to[range.clone()] == whole[range], "{collective:?} in place on rank {me} of {n}");
+        return;
+    }
+    assert!(to == expected, "{collective:?}, root {root}, in place {in_place}, rank {me} of {n}");
+}
+
+#[test]
+fn uneven_counts_in_real_jobs() {
+    if case().is_some() {
+        let c = join();
+        let n = c.size();
+        use Collective::*;
+        for collective in [AllGather, ReduceScatter, Gather, Scatter, AllToAll] {
+            for root in (0..n).filter(|&r| collective.rooted() || r == 0) {
+                for in_place in [false, true] {
+                    // The same sum in other places; one block alone; some nothing, some in several tiles; none.
+                    for turn in 0..4 {
+                        uneven(&c, collective, root, &|b| [0, 5, 300_000, 17][(b + turn) % 4], in_place);
+                    }
+                    uneven(&c, collective, root, &|b| if b == n - 1 { 1003 } else { 0 }, in_place);
+                    uneven(&c, collective, root, &|b| 1 + b % 3, in_place);
+                    uneven(&c, collective, root, &|_| 0, in_place);
+                }
+            }
+        }
+        return;
+    }
+    for shape in SHAPES {
+        job("uneven_counts_in_real_jobs", shape).succeed();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// The same bits
+
+/// Numbers whose sums depend on the order in which they are added.
+fn rough(rank: usize, i: usize) -> f32 {
+    let mut x = (rank as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        ^ (i as u64).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 29).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let m = 0.5 + (x >> 40) as f32 / (1 << 24) as f32;
+    let m = m * [1.0, 1.0 / 8.0, 16.0, 1.0 / 64.0][(x >> 8) as usize % 4];
+    if x & 1 == 0 { m } else { -m }
+}
+
+/// The bits of a float, rounded toward zero in the 16-bit types.
+fn encode(dtype: DataType, x: f32) -> Vec<u8> {
+    match dtype {
+        DataType::F32 => x.to_ne_bytes().to_vec(),
+        DataType::Bf16 => ((x.to_bits() >> 16) as u16).to_ne_bytes().to_vec(),
+        // f16 in its normal range.
+        _ => {
+            let sign = (x.to_bits() >> 16 & 0x8000) as u16;
+            let magnitude = (((x.abs().to_bits()) - (112 << 23)) >> 13) as u16;
+            (sign | magnitude).to_ne_bytes().to_vec()
+        }
+    }
+}
+
+fn fnv(data: &[u8]) -> u64 {
+    data.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Says the bits of what every collective that folds gives, in types whose results are rounded.
+fn say_bits(c: &Communicator) {
+    let (me, n) = (c.rank(), c.size());
+    for (dtype, op) in [
+        (DataType::F32, RedOp::Sum),
+        (DataType::F32, RedOp::Avg),
+        (DataType::F16, RedOp::Sum),
+        (DataType::Bf16, RedOp::Sum),
+    ] {
+        for count in [1, 1001, 100_003] {
+            for collective in Collective::ALL.into_iter().filter(|c| c.reduces()) {
+                if op == RedOp::Avg && !collective.completes() {
+                    continue;
+                }
+                let root = count % n;
+                let len = count * collective.blocks(n);
+                let from: Vec<u8> = (0..len).flat_map(|i| encode(dtype, rough(me, i))).collect();
+                let mut to = vec![0u8; count * dtype.size()];
+                let call = Call::new(collective, from.as_ptr(), to.as_mut_ptr(), count, dtype, op).root(root);
+                // SAFETY: buffers of our own, and as long as the call needs.
+                unsafe { c.call(&call) }.unwrap();
+                println!("BITS {} {dtype:?} {op:?} {count}: {:016x}", collective.name(), fnv(&to));
+            }
+        }
+    }
+}
+
+/// What the ranks said, by rank.
+fn bits(job: Job) -> Vec<Vec<String>> {
+    let ended = job.deadline(Duration::from_secs(120)).succeed();
+    let said =
+        ended.iter().map(|e| e.text.lines().filter(|l| l.starts_with("BITS")).map(String::from).collect());
+    let said: Vec<Vec<String>> = said.collect();
+    assert!(said.iter().all(|s| s.len() == said[0].len() && s.len() == 54));
+    for rank in &said {
+        for (a, b) in rank.iter().zip(&said[0]).filter(|(a, _)| a.starts_with("BITS all_reduce")) {
+            assert_eq!(a, b, "ranks have different bits");
+        }
+    }
+    said
+}
+
+#[test]
+fn every_run_gives_the_same_bits() {
+    const TEST: &str = "every_run_gives_the_same_bits";
+    if case().is_some() {
+        return say_bits(&join());
+    }
+    let run = |hosts, transport| bits(Job::new(TEST, 4).hosts(hosts).env("GRACCL_TRANSPORT", transport));
+    let mut kinds = std::collections::HashSet::new();
+    for (hosts, transport) in [(1, "shm"), (1, "tcp"), (2, "auto")] {
+        let first = run(hosts, transport);
+        assert_eq!(run(hosts, transport), first, "{hosts} hosts, {transport}");
+        kinds.insert(first);
+    }
+    assert!(kinds.len() > 1, "these numbers add up alike in every order: the test sees nothing");
+}
+
+#[test]
+fn deterministic_jobs_give_the_same_bits_everywhere() {
+    const TEST: &str = "deterministic_jobs_give_the_same_bits_everywhere";
+    if case().is_some() {
+        return say_bits(&join());
+    }
+    for n in [4, 5] {
+        let run = |hosts: &[u32], transport: &str, algorithm: &str| {
+            let job = Job::new(TEST, n).on(hosts).env("GRACCL_DETERMINISTIC", "1");
+            bits(job.env("GRACCL_TRANSPORT", transport).env("GRACCL_ALGO", algorithm))
+        };
+        let one = vec![0; n];
+        let first = run(&one, "shm", "auto");
+        for hosts in [vec![0, 0, 1, 1], vec![0, 1, 1, 1], vec![0, 1, 0, 1], vec![0, 1, 2, 2]] {
+            let hosts: Vec<u32> = (0..n).map(|r| hosts[r % 4]).collect();
+            assert!(run(&hosts, "auto", "auto") == first, "{n} ranks on {hosts:?}");
+        }
+        assert!(run(&one, "tcp", "auto") == first, "{n} ranks over TCP");
+        let names = Collective::ALL.into_iter().filter(|c| c.reduces()).flat_map(schedule::algorithms_of);
+        let names: std::collections::BTreeSet<&str> = names.map(|a| a.name).collect();
+        for name in names {
+            assert!(run(&one, "shm", name) == first, "{n} ranks with {name}");
+            let hosts: Vec<u32> = (0..n).map(|r| u32::from(r >= n / 2)).collect();
+            assert!(run(&hosts, "auto", name) == first, "{n} ranks on two hosts with {name}");
+        }
+    }
 }

@@ -177,6 +177,33 @@ fn calls_that_differ_are_both_named() {
 }
 
 #[test]
+fn settings_that_differ_are_named_on_all_ranks() {
+    if case().is_some() {
+        return report(try_join().map(drop));
+    }
+    for (name, all, one) in [
+        ("GRACCL_ENCRYPT", "0", "1"),
+        ("GRACCL_ENCRYPT", "1", "0"),
+        ("GRACCL_DETERMINISTIC", "0", "1"),
+        ("GRACCL_TRANSPORT", "auto", "tcp"),
+        ("GRACCL_ALGO", "auto", "ring"),
+    ] {
+        for (ranks, hosts, odd) in [(2, 2, 0), (3, 1, 1), (4, 2, 3)] {
+            let job = Job::new("settings_that_differ_are_named_on_all_ranks", ranks).hosts(hosts);
+            let job = job.env("GRACCL_VERIFY", "0").env_of(odd, "GRACCL_VERIFY", "1");
+            let job = job.env(name, all).env_of(odd, name, one).deadline(Duration::from_secs(15));
+            for e in job.run() {
+                let f = e.fault();
+                let odd = format!("rank {odd} (");
+                let words = [format!("{name}={all}"), format!("{name}={one}"), odd, "alike".into()];
+                f.says("InvalidUsage", &words.each_ref().map(String::as_str));
+                assert_eq!(f.text.matches("GRACCL_").count(), 2, "only what differs: {}", f.text);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_rank_that_leaves_early_is_named() {
     if case().is_some() {
         let c = join();

@@ -1,6 +1,10 @@
 //! What the fuzzer starts from, and what it has found: every file of `fuzz/seeds` and `fuzz/artifacts` once more.
 
 use graccl::bootstrap::{fuzz_accept, fuzz_dial, fuzz_env, fuzz_id, fuzz_wire};
+use graccl::comm::fuzz_words;
+use graccl::record::fuzz_patches;
+use graccl::transport::shm::fuzz_shm;
+use graccl::transport::tcp::{fuzz_feed, fuzz_feed_sealed};
 
 /// A seed from which the fuzzer cannot get anywhere would be worth little.
 #[test]
@@ -22,7 +26,7 @@ fn seeds_are_whole_conversations() {
 #[test]
 fn every_input_is_survived() {
     type Target = (&'static str, fn(&[u8]));
-    let targets: [Target; 6] = [
+    let targets: [Target; 11] = [
         ("accept", |b| {
             fuzz_accept(b);
         }),
@@ -30,10 +34,22 @@ fn every_input_is_survived() {
             fuzz_dial(b);
         }),
         ("env", fuzz_env),
+        ("frames", fuzz_feed),
         ("id", fuzz_id),
-        ("wire", fuzz_wire),
         ("profile", graccl::tune::fuzz_profile),
+        ("record", fuzz_patches),
+        ("sealed", fuzz_feed_sealed),
+        ("shm", fuzz_shm),
+        ("wire", fuzz_wire),
+        ("words", fuzz_words),
     ];
+    let mut sources: Vec<String> =
+        std::fs::read_dir(format!("{}/fuzz/fuzz_targets", env!("CARGO_MANIFEST_DIR")))
+            .expect("the targets")
+            .map(|f| f.expect("an entry").file_name().to_string_lossy().trim_end_matches(".rs").into())
+            .collect();
+    sources.sort();
+    assert_eq!(sources, targets.map(|t| t.0), "every target is in the list above");
     for (name, run) in targets {
         let mut count = 0;
         for kind in ["seeds", "artifacts"] {

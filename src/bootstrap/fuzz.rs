@@ -136,7 +136,6 @@ impl<'a> Script<'a> {
             pid: self.word(),
             addrs: (0..self.byte() % 20).map(|i| [10, 0, 0, i].into()).collect(),
             port: self.word() as u16,
-            profile: 0,
             unix: [0; 16],
         }
     }
@@ -232,7 +231,9 @@ pub fn fuzz_accept(data: &[u8]) -> usize {
                     3 => s.bytes(),
                     _ => {
                         let (size, wait_ms) = (s.word(), s.word());
-                        Join { size, wait_ms, keep: s.byte() % 2 == 0, card: s.member() }.encode()
+                        let keep = s.byte() % 2 == 0;
+                        let settings = format!("GRACCL_ENCRYPT={keep}");
+                        Join { size, wait_ms, keep, settings, card: s.member() }.encode()
                     }
                 };
                 stranger.hear();

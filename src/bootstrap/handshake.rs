@@ -363,8 +363,8 @@ mod tests {
         assert!(wire::check_answer(root, &hello, &answer).is_ok());
         let secret = wire::secret(key, &hello, answer[8..40].try_into().unwrap());
         let (hostname, addrs) = (String::new(), Vec::new());
-        let card = Member { rank: 0, host: 1, hostname, pid: 1, addrs, port: 0, profile: 0, unix: [0; 16] };
-        let request = Join { size, wait_ms: 20_000, keep: false, card };
+        let card = Member { rank: 0, host: 1, hostname, pid: 1, addrs, port: 0, unix: [0; 16] };
+        let request = Join { size, wait_ms: 20_000, keep: false, settings: String::new(), card };
         let frame = wire::seal(&secret, From::Connector, &request.encode());
         s.write_all(&frame).unwrap();
         [&hello[..], &frame].concat()

@@ -79,8 +79,6 @@ pub struct Member {
     pub addrs: Vec<IpAddr>,
     /// Its TCP port, 0 if it has none.
     pub port: u16,
-    /// Digest of the choices that its profile makes, 0 without one.
-    pub profile: u64,
     /// Its abstract Unix name.
     unix: [u8; 16],
 }
@@ -184,29 +182,19 @@ impl Bootstrap {
     /// Joins the communicator that `id` names as `rank` of `size`, and learns who the others are.
     /// Collective: blocks until all ranks have joined, or `cancel` is set.
     ///
-    /// A process may be several ranks, each in a thread of its own.
+    /// A process may be several ranks, each in a thread of its own. `settings` is what all ranks must have
+    /// alike: words, of which an error names those that differ.
     ///
     /// # Errors
     /// The same on all ranks that joined: `Timeout` with the missing ranks after `init_timeout`,
-    /// `InvalidUsage` when a rank joined twice or ranks disagree about `size`, `RemoteError` when
+    /// `InvalidUsage` when a rank joined twice or ranks disagree about `size` or `settings`, `RemoteError` when
     /// a rank or the root died, or a rank gave up. Only here: `Aborted` within some 20 ms once `cancel`
     /// is set, `InvalidArgument`, `RemoteError` when the root cannot be reached, `SystemError`.
     pub fn rendezvous(
         id: &UniqueId,
         rank: usize,
         size: usize,
-        init_timeout: Duration,
-        cancel: &AtomicBool,
-    ) -> Result<Bootstrap> {
-        Bootstrap::join(id, rank, size, 0, init_timeout, cancel)
-    }
-
-    /// [`Bootstrap::rendezvous`] with a `profile` that the other ranks learn.
-    pub(crate) fn join(
-        id: &UniqueId,
-        rank: usize,
-        size: usize,
-        profile: u64,
+        settings: &str,
         init_timeout: Duration,
         cancel: &AtomicBool,
     ) -> Result<Bootstrap> {
@@ -223,7 +211,6 @@ impl Bootstrap {
             pid: std::process::id(),
             addrs: Vec::new(),
             port: 0,
-            profile,
             unix: [0; 16],
         };
         if size == 1 {
@@ -251,7 +238,7 @@ impl Bootstrap {
             let first = parts.port;
             service.open_root(parts.key, first..first.saturating_add(parts.ports.into()), first == 0)?;
         }
-        let Verdict { salt, members } = join(service, &parts, card, size, init_timeout, cancel)?;
+        let Verdict { salt, members } = join(service, &parts, card, size, settings, init_timeout, cancel)?;
         link.open(&salt);
         let mut seen: Vec<u64> = Vec::new();
         let hosts = members.iter().map(|m| {
@@ -531,6 +518,7 @@ fn join(
     id: &IdParts,
     card: Member,
     size: usize,
+    settings: &str,
     timeout: Duration,
     cancel: &AtomicBool,
 ) -> Result<Verdict> {
@@ -554,7 +542,8 @@ fn join(
         let addrs = root_addresses(id, card.host, &ips);
         let left = deadline.saturating_duration_since(Instant::now());
         let wait_ms = left.as_micros().div_ceil(1000).min(u32::MAX as u128) as u32;
-        let request = Join { size: size as u32, wait_ms, keep: id.keep, card: card.clone() };
+        let request =
+            Join { size: size as u32, wait_ms, keep: id.keep, settings: settings.into(), card: card.clone() };
         let hello = Hello {
             role: Role::Join,
             tag: id.root_tag(),

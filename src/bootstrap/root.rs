@@ -26,6 +26,7 @@ pub(super) struct Root {
 /// One communicator that is coming together.
 struct Session {
     size: u32,
+    settings: String,
     joined: BTreeMap<u32, (Member, Instant, Duration)>,
     /// It is over; whoever comes now is told this.
     over: Option<Error>,
@@ -47,6 +48,16 @@ fn ranks(list: impl Iterator<Item = u32>, len: usize) -> String {
     let text: Vec<String> = list.take(16).map(|r| r.to_string()).collect();
     let more = if len > 16 { format!(" and {} more", len - 16) } else { String::new() };
     format!("rank{} {}{more}", if len == 1 { "" } else { "s" }, text.join(", "))
+}
+
+/// The words of two texts, but for those that both have.
+fn differing(a: &str, b: &str) -> (String, String) {
+    let less = |a: &str, b: &str| {
+        let own: Vec<&str> =
+            a.split_whitespace().filter(|w| !b.split_whitespace().any(|x| x == *w)).collect();
+        own.join(" ")
+    };
+    (less(a, b), less(b, a))
 }
 
 /// "10 s", "0.5 s".
@@ -117,6 +128,7 @@ impl State {
         };
         let s = root.sessions.entry(generation).or_insert_with(|| Session {
             size: join.size,
+            settings: join.settings.clone(),
             joined: BTreeMap::new(),
             over: None,
         });
@@ -131,6 +143,13 @@ impl State {
                 s.size, join.size
             ))
             .hint("start all ranks with the same size")))
+        } else if join.settings != s.settings {
+            let (one, other) = differing(&s.settings, &join.settings);
+            let whom = join.card.who();
+            Some(Err(Error::usage(format!(
+                "ranks disagree about their settings: {first} has {one}, {whom} has {other}"
+            ))
+            .hint("set them alike on all ranks, in the environment or in the configuration")))
         } else if let Some((before, ..)) = s.joined.get(&rank) {
             Some(Err(Error::usage(format!(
                 "rank {rank} joined twice: {} and {}",

@@ -322,6 +322,8 @@ pub(super) struct Join {
     pub wait_ms: u32,
     /// More generations of the same job may follow: the root stays.
     pub keep: bool,
+    /// What must be the same on all ranks, as words.
+    pub settings: String,
     pub card: Member,
 }
 
@@ -331,15 +333,16 @@ impl Join {
         b.extend_from_slice(&self.size.to_le_bytes());
         b.extend_from_slice(&self.wait_ms.to_le_bytes());
         b.push(self.keep as u8);
+        put_text(&mut b, &self.settings);
         put_member(&mut b, &self.card);
         b
     }
 
     pub fn parse(b: &[u8]) -> Option<Join> {
         let mut r = Reader(b);
-        let (size, wait_ms, keep) = (r.u32()?, r.u32()?, r.u8()? != 0);
+        let (size, wait_ms, keep, settings) = (r.u32()?, r.u32()?, r.u8()? != 0, r.text()?);
         let card = member(&mut r)?;
-        r.0.is_empty().then_some(Join { size, wait_ms, keep, card })
+        r.0.is_empty().then_some(Join { size, wait_ms, keep, settings, card })
     }
 }
 
@@ -347,7 +350,6 @@ fn put_member(b: &mut Vec<u8>, m: &Member) {
     b.extend_from_slice(&(m.rank as u32).to_le_bytes());
     b.extend_from_slice(&m.host.to_le_bytes());
     b.extend_from_slice(&m.pid.to_le_bytes());
-    b.extend_from_slice(&m.profile.to_le_bytes());
     put_text(b, &m.hostname);
     b.extend_from_slice(&m.unix);
     b.extend_from_slice(&m.port.to_le_bytes());
@@ -357,14 +359,14 @@ fn put_member(b: &mut Vec<u8>, m: &Member) {
 }
 
 fn member(r: &mut Reader<'_>) -> Option<Member> {
-    let (rank, host, pid, profile) = (r.u32()? as usize, r.u64()?, r.u32()?, r.u64()?);
+    let (rank, host, pid) = (r.u32()? as usize, r.u64()?, r.u32()?);
     let (hostname, unix, port) = (r.text()?, r.array()?, r.u16()?);
     let n = r.u8()? as usize;
     if n > MAX_ADDRS {
         return None;
     }
     let addrs = (0..n).map(|_| r.ip()).collect::<Option<Vec<_>>>()?;
-    Some(Member { rank, host, hostname, pid, addrs, port, profile, unix })
+    Some(Member { rank, host, hostname, pid, addrs, port, unix })
 }
 
 /// What the root tells every rank in the end, if nothing went wrong.
@@ -428,7 +430,7 @@ mod tests {
 
     fn card(rank: usize) -> Member {
         let addrs = vec!["10.0.0.1".parse().unwrap(), "fd00::2".parse().unwrap()];
-        Member { rank, host: 77, hostname: "a/b".into(), pid: 12, addrs, port: 99, profile: 5, unix: [3; 16] }
+        Member { rank, host: 77, hostname: "a/b".into(), pid: 12, addrs, port: 99, unix: [3; 16] }
     }
 
     #[test]
@@ -499,7 +501,8 @@ mod tests {
 
     #[test]
     fn join_and_verdict_round_trip() {
-        let j = Join { size: 4, wait_ms: 10_000, keep: true, card: card(3) };
+        let settings = "GRACCL_ENCRYPT=1".into();
+        let j = Join { size: 4, wait_ms: 10_000, keep: true, settings, card: card(3) };
         let b = j.encode();
         assert_eq!(Join::parse(&b), Some(j));
         for n in 0..b.len() {

@@ -18,7 +18,8 @@ pub enum TransportChoice {
 }
 
 /// Settings of one communicator. [`Config::from_env`] reads the environment; fields may be changed
-/// afterwards. All ranks must use the same `transport`, `algorithm` and `profile`.
+/// afterwards. All ranks must use the same `transport`, `algorithm`, `deterministic`, `encrypt` and choices of
+/// a `profile`: joining fails otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `GRACCL_TRANSPORT` = auto | shm | tcp.
@@ -67,6 +68,23 @@ fn seconds(get: &dyn Fn(&str) -> Option<String>, name: &str, default: Duration) 
 }
 
 impl Config {
+    /// What all ranks must have alike, as words.
+    pub(crate) fn agreed(&self) -> String {
+        format!(
+            "GRACCL_TRANSPORT={} GRACCL_ALGO={} GRACCL_DETERMINISTIC={} GRACCL_ENCRYPT={} GRACCL_PROFILE={}",
+            match self.transport {
+                TransportChoice::Auto => "auto",
+                TransportChoice::Shm => "shm",
+                TransportChoice::Tcp => "tcp",
+            },
+            self.algorithm.as_deref().unwrap_or("auto"),
+            u8::from(self.deterministic),
+            u8::from(self.encrypt),
+            // Files with the same choices are the same.
+            self.profile.as_ref().map_or("none".into(), |p| format!("{:016x}", p.digest())),
+        )
+    }
+
     /// Defaults, overridden by the environment. A value that cannot be understood is an error.
     pub fn from_env() -> Result<Config> {
         Config::from_vars(&|name| std::env::var(name).ok())

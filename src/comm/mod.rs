@@ -735,10 +735,8 @@ impl Shared {
             world: &[],
             hosts: &[],
         });
-        let table = config.profile.as_ref().map_or(0, |t| t.digest());
-        let (rank, size) = (self.rank(), self.size());
-        let boot = Bootstrap::join(id, rank, size, table, config.init_timeout, &self.abort)?;
-        same_profile(&boot.members)?;
+        let (settings, timeout) = (config.agreed(), config.init_timeout);
+        let boot = Bootstrap::rendezvous(id, self.rank(), self.size(), &settings, timeout, &self.abort)?;
         let hosts = schedule::Groups::new(&boot.hosts).len();
         if config.transport == TransportChoice::Shm && hosts > 1 {
             return Err(Error::usage(format!("GRACCL_TRANSPORT=shm, but the ranks are on {hosts} hosts"))
@@ -768,34 +766,6 @@ fn check(rank: usize, size: usize, config: &Config) -> Result<()> {
             .hint(format!("use auto or one of {}", names.join(", "))));
     }
     Ok(())
-}
-
-/// Ranks with different choices would do different things in one call.
-fn same_profile(members: &[bootstrap::Member]) -> Result<()> {
-    let most = |m: &bootstrap::Member| members.iter().filter(|o| o.profile == m.profile).count();
-    let Some(usual) = members.iter().max_by_key(|m| (most(m), std::cmp::Reverse(m.rank))) else {
-        return Ok(());
-    };
-    let odd: Vec<&bootstrap::Member> = members.iter().filter(|m| m.profile != usual.profile).collect();
-    let Some(first) = odd.first() else { return Ok(()) };
-    let name = |m: &bootstrap::Member| match m.profile {
-        0 => "none".to_string(),
-        digest => format!("{digest:016x}"),
-    };
-    let ranks: Vec<String> = odd.iter().take(8).map(|m| m.who()).collect();
-    let more = if odd.len() > ranks.len() {
-        format!(" and {} more", odd.len() - ranks.len())
-    } else {
-        String::new()
-    };
-    Err(Error::usage(format!(
-        "ranks use different profiles: {} {}, the others {}",
-        first.who(),
-        name(first),
-        name(usual)
-    ))
-    .who(ranks.join(", ") + &more)
-    .hint("set GRACCL_PROFILE to files with the same choices on all ranks, or on none"))
 }
 
 fn same_length(long: usize, short: usize, times: usize) -> Result<()> {

@@ -253,12 +253,14 @@ impl Agreement<'_> {
         }
     }
 
-    /// What `rank` has said at this step; taken out.
+    /// What `rank` has said at this step; taken out. Ranks that do not exist are left out.
     fn heard(&self, rank: usize, step: u32) -> Option<Vec<usize>> {
         let mut letters = self.post.open();
         let of = |v: &(usize, u32, Vec<u32>)| v.0 == self.member(rank) && v.1 == step | self.number;
         let i = letters.votes.iter().position(of)?;
-        Some(letters.votes.remove(i).2.into_iter().map(|r| r as usize).collect())
+        let (_, _, ranks) = letters.votes.remove(i);
+        let there = 0..self.parent.members.len();
+        Some(ranks.into_iter().map(|r| r as usize).filter(|r| there.contains(r)).collect())
     }
 
     /// Waits a little; the error of a wait that was too long.
@@ -358,4 +360,37 @@ impl Agreement<'_> {
 
 fn excluded(me: usize) -> Error {
     Error::usage("the other ranks exclude this one").who(format!("rank {me}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RedOp;
+
+    #[test]
+    fn votes_for_ranks_that_do_not_exist_do_no_harm() {
+        let _alone = crate::record::tests::alone();
+        let comms = Communicator::init_all(2, &Config::default()).unwrap();
+        std::thread::scope(|s| {
+            for c in &comms {
+                s.spawn(move || {
+                    c.all_reduce(&mut [1.0f32], RedOp::Sum).unwrap();
+                    if c.rank() == 0 {
+                        // The leader, who says what no leader says, and leads no further.
+                        let mut phase = c.shared.phase.lock();
+                        let inner = phase.ready().unwrap();
+                        let conn = inner.fabric.conn(1).unwrap();
+                        for step in [DECISION, FINAL] {
+                            let ranks = vec![7, 0, 1, u32::MAX];
+                            let saying = Saying::Vote { round: step | (inner.children + 1), ranks };
+                            conn.tell(&Word { ctx: inner.ctx, saying });
+                        }
+                    } else {
+                        let rest = c.shrink(&[]).unwrap();
+                        assert_eq!((rest.rank(), rest.size()), (1, 2));
+                    }
+                });
+            }
+        });
+    }
 }

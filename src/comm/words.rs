@@ -105,14 +105,29 @@ impl Words {
     }
 }
 
-/// Feeds bytes to the parser, for fuzzing.
+/// Feeds bytes to the parser, for fuzzing; the first says in which portions they come.
 pub fn feed(data: &[u8]) {
+    let Some((step, bytes)) = data.split_first() else { return };
     let mut words = Words::default();
-    for part in data.chunks(7) {
+    for part in bytes.chunks(usize::from(*step).max(1)) {
         words.add(part);
-        while let Ok(Some(word)) = words.next() {
-            std::hint::black_box(word.encode());
+        loop {
+            match words.next() {
+                Ok(None) => break,
+                Err(()) => return,
+                Ok(Some(word)) => {
+                    // What one says the other hears, but for bytes that are no text.
+                    let mut again = Words::default();
+                    again.add(&word.encode());
+                    let text = matches!(&word.saying, Saying::Call { text, .. } | Saying::Abort { text, .. } if text.contains('\u{fffd}') || text.len() > TEXT_MAX);
+                    match again.next() {
+                        Ok(Some(heard)) => assert!(text || heard == word, "{word:?}, {heard:?}"),
+                        other => panic!("{word:?}, {other:?}"),
+                    }
+                }
+            }
         }
+        assert!(words.bytes.len() < HEAD + WORD_MAX);
     }
 }
 

@@ -60,7 +60,7 @@ pub mod snapshot;
 mod trace;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -70,7 +70,7 @@ use layout::*;
 use memory::{Record, now};
 
 #[doc(hidden)]
-pub use snapshot::fuzz_read;
+pub use snapshot::{fuzz_patches, fuzz_read};
 
 /// Who a communicator is.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,7 @@
 //! or no graccl at all: nothing read is trusted. What changes while it is read is read again, and left
 //! out if it does not come to rest.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::mem::{offset_of, size_of};
@@ -164,6 +165,22 @@ fn run_of<const N: usize>(runs: &[[u32; N]], most: usize, rank: u32) -> Option<&
     (i + 1 < most).then(|| &runs[i])
 }
 
+thread_local! {
+    /// How often one reading may yet yield to writers. A record may say of thousands of places that somebody
+    /// writes there, and on a busy machine each yield takes milliseconds.
+    static PATIENCE: Cell<u32> = const { Cell::new(YIELDS) };
+}
+
+const YIELDS: u32 = 256;
+
+/// Lets a writer go on.
+fn give_way() {
+    if let Some(left) = PATIENCE.get().checked_sub(1) {
+        PATIENCE.set(left);
+        std::thread::yield_now();
+    }
+}
+
 /// Bytes of a structure, and numbers and texts in it.
 struct View(Vec<u8>);
 
@@ -183,7 +200,7 @@ impl View {
                 return Some(v);
             }
             if tries > 3 {
-                std::thread::yield_now();
+                give_way();
             }
         }
         None
@@ -217,6 +234,7 @@ impl Snapshot {
     /// # Errors
     /// `InvalidUsage` if this is no record, or one of another version of graccl.
     pub fn read(from: &(impl Source + ?Sized)) -> Result<Snapshot> {
+        PATIENCE.set(YIELDS);
         let none = || Error::usage("this is no record of graccl, or one that is just being made");
         let h = View::read(from, 0, size_of::<Header>()).ok_or_else(none)?;
         if h.u64(offset_of!(Header, magic)) != MAGIC {
@@ -271,7 +289,7 @@ fn communicator(from: &(impl Source + ?Sized), i: usize, plans: &mut Plans<impl 
             FREE => return Found::Gone,
             LIVE => {}
             _ => {
-                std::thread::yield_now();
+                give_way();
                 continue;
             }
         }
@@ -491,26 +509,45 @@ fn event(v: &View, lap: u64) -> Option<Event> {
     })
 }
 
+/// Offset in the record, and length, of the parts that fuzzing fills.
+const PARTS: [(usize, usize); 5] = [
+    (0, size_of::<Header>()),
+    (USED_AT, 8),
+    (PLANS_AT, 2 * size_of::<PlanSlot>()),
+    (ENTRIES_AT, ENTRY + size_of::<Entry>()),
+    (RING_AT, 8 * size_of::<EventSlot>()),
+];
+
+/// [`fuzz_read`] of an image in which the input says what is not zero: place, length, bytes.
+#[doc(hidden)]
+pub fn fuzz_patches(mut data: &[u8]) {
+    let mut image = vec![0; PARTS.iter().map(|p| p.1).sum()];
+    while let Some((&[low, high, len], rest)) = data.split_first_chunk() {
+        let (bytes, rest) = rest.split_at(usize::from(len).min(rest.len()));
+        let at = usize::from(u16::from_le_bytes([low, high])).min(image.len());
+        for (to, from) in image[at..].iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        data = rest;
+    }
+    fuzz_read(&image);
+}
+
 /// Reads bytes as a record, and as the parts of one, and renders what it finds: must not crash whatever
 /// they are.
 #[doc(hidden)]
 pub fn fuzz_read(data: &[u8]) {
     /// A record that is zero but where the input says otherwise.
     struct Sparse<'a>(&'a [u8]);
-    /// Offset in the record, and length, of the parts.
-    const PARTS: [(usize, usize); 5] = [
-        (0, size_of::<Header>()),
-        (USED_AT, 8),
-        (PLANS_AT, 2 * size_of::<PlanSlot>()),
-        (ENTRIES_AT, ENTRY + size_of::<Entry>()),
-        (RING_AT, 8 * size_of::<EventSlot>()),
-    ];
     impl Source for Sparse<'_> {
         fn read(&self, at: usize, to: &mut [u8]) -> bool {
             let mut from = 0;
+            to.fill(0);
             for (start, len) in PARTS {
-                for i in start.max(at)..(start + len).min(at + to.len()) {
-                    to[i - at] = self.0.get(from + i - start).copied().unwrap_or(0);
+                let (low, high) = (start.max(at), (start + len).min(at + to.len()));
+                if let Some(bytes) = self.0.get(from + low - start..).filter(|_| low < high) {
+                    let n = bytes.len().min(high - low);
+                    to[low - at..][..n].copy_from_slice(&bytes[..n]);
                 }
                 from += len;
             }

@@ -7,7 +7,7 @@ use super::snapshot::{Communicator, Snapshot, Source};
 use super::*;
 
 /// The process has one record: tests that fill it would disturb the others.
-fn alone() -> MutexGuard<'static, ()> {
+pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -310,8 +310,16 @@ fn symmetric_runs_equal_full_ones() {
     found.sort_unstable();
     found.dedup();
     let of = |c: &str| found.iter().filter(|f| f.0 == c).map(|f| f.1).collect::<Vec<_>>();
-    let all =
-        ["direct", "halving_doubling", "hier_2d", "hier_leader", "one_shot", "recursive_doubling", "ring"];
+    let all = [
+        "direct",
+        "halving_doubling",
+        "hier_2d",
+        "hier_direct",
+        "hier_leader",
+        "one_shot",
+        "recursive_doubling",
+        "ring",
+    ];
     assert_eq!(of("all_reduce"), all);
     assert_eq!(of("reduce_scatter"), ["direct", "hier_2d", "ring"]);
     assert_eq!(of("all_gather"), ["bruck", "direct", "hier_2d", "ring"]);

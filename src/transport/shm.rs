@@ -35,12 +35,16 @@
 //! before any slot is given back: where the next ones go the other way, as in broadcasts from changing
 //! roots, their sender finds slots whose lines are in its cache, and no credit line is written.
 
+mod fuzz;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use super::{Fault, Link, REF_MIN, Recv};
 use crate::memory::{Arena, PeerArena};
+#[doc(hidden)]
+pub use fuzz::fuzz_shm;
 
 const LINE: usize = 64;
 const PAGE: usize = 4096;

@@ -20,7 +20,6 @@ use crate::transport::shm::{self, LINK_BYTES, ShmLink};
 use crate::tune::{self, Choice};
 use crate::{Code, DataType, Error, RedOp, Result};
 
-use super::trouble::lost;
 use super::{Inner, Stage, Task};
 
 /// The port of sends and receives; schedules use those below.
@@ -409,7 +408,7 @@ impl Inner {
         self.fabric.listen();
         match self.gone(peer) {
             Some(gone) if !self.post.open().links.contains_key(&(conn.rank, port)) => {
-                Err(self.cause(lost(peer as usize, gone, String::new())))
+                Err(self.cause(self.lost(peer, gone, String::new())))
             }
             _ => Ok(None),
         }

@@ -60,6 +60,25 @@ impl Inner {
         self.fabric.conn(member).is_some_and(|c| c.dead()).then_some(Gone::Died)
     }
 
+    /// A rank that is waited for is gone.
+    pub(super) fn lost(&self, rank: u32, gone: Gone, position: String) -> Error {
+        let conn = self.fabric.conn(self.members[rank as usize] as usize);
+        // What is known of the connection says more: it may have been changed on its way.
+        let why = conn.and_then(|c| c.tcp()?.broken()).map_or(String::new(), |why| format!(": {why}"));
+        let (what, hint) = match gone {
+            Gone::Left => (
+                format!("rank {rank} has destroyed its communicator, but its part is needed"),
+                "all ranks must make the same calls before they destroy a communicator",
+            ),
+            Gone::Died => (
+                format!("rank {rank} died, or lost its connection{why}"),
+                "look at that rank's output for the cause; this communicator cannot be used any more, but it can \
+                 be shrunk to the ranks that live",
+            ),
+        };
+        Error::remote(what).who(position).hint(hint)
+    }
+
     fn rank_of(&self, member: usize) -> usize {
         self.members.iter().position(|&m| m as usize == member).unwrap_or(member)
     }
@@ -132,7 +151,7 @@ impl Inner {
                         if gone == Gone::Died {
                             self.recorder.death(peer);
                         }
-                        return Err(lost(peer as usize, gone, position(task)));
+                        return Err(self.lost(peer, gone, position(task)));
                     }
                 }
             }
@@ -351,8 +370,7 @@ impl Inner {
             return;
         }
         let died = (0..self.size() as u32).find(|&p| self.gone(p) == Some(Gone::Died));
-        let e =
-            self.told().or_else(|| died.map(|p| lost(p as usize, Gone::Died, format!("rank {}", self.rank))));
+        let e = self.told().or_else(|| died.map(|p| self.lost(p, Gone::Died, format!("rank {}", self.rank))));
         if let Some(e) = e {
             self.fail(&e);
         }
@@ -405,22 +423,6 @@ pub fn aborted(position: String) -> Error {
 pub fn panicked() -> Error {
     Error::internal("graccl panicked while calls of this communicator were under way")
         .hint("the panic's own message says where; report it, with GRACCL_DEBUG=warn if it does not show")
-}
-
-/// A rank that is waited for is gone.
-pub fn lost(rank: usize, gone: Gone, position: String) -> Error {
-    let (what, hint) = match gone {
-        Gone::Left => (
-            format!("rank {rank} has destroyed its communicator, but its part is needed"),
-            "all ranks must make the same calls before they destroy a communicator",
-        ),
-        Gone::Died => (
-            format!("rank {rank} died, or lost its connection"),
-            "look at that rank's output for the cause; this communicator cannot be used any more, but it can be \
-             shrunk to the ranks that live",
-        ),
-    };
-    Error::remote(what).who(position).hint(hint)
 }
 
 fn mismatch(what: String) -> Error {
