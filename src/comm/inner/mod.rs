@@ -111,8 +111,10 @@ pub struct Inner {
     pub finished: Vec<(Arc<Done>, Result<()>)>,
     pub failed: Option<Error>,
     checked: Option<Instant>,
-    /// Communicators made from this one.
-    pub children: u32,
+    /// Splits and shrinks of this one that were called. Apart: ranks may meet a failure after different
+    /// numbers of splits, and must agree about shrinks then.
+    pub splits: u32,
+    pub shrinks: u32,
     /// The progress thread has it on its list.
     pub listed: bool,
 }
@@ -231,7 +233,8 @@ impl Inner {
             finished: Vec::new(),
             failed: None,
             checked: None,
-            children: 0,
+            splits: 0,
+            shrinks: 0,
             listed: false,
         }
     }
