@@ -4,6 +4,7 @@ mod launch;
 mod perf;
 mod schedules;
 mod status;
+mod stress;
 mod verify;
 
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Command {
     Perf(Box<perf::PerfArgs>),
     /// Show what the processes on this host do, and whom they wait for.
     Status(status::StatusArgs),
+    /// Run random calls under injected faults, and check every result.
+    Stress(stress::StressArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
     Verify(verify::VerifyArgs),
     /// Print one schedule.
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Run(a) => ("run", launch::main(a)),
         Command::Perf(a) => ("perf", perf::main(&a)),
         Command::Status(a) => ("status", status::main(&a)),
+        Command::Stress(a) => ("stress", stress::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Show(a) => ("show", verify::show(a)),
     };
