@@ -221,6 +221,8 @@ fn survivors_shrink_and_go_on() {
                 c.all_reduce(&mut x, RedOp::Sum).unwrap();
                 let e = c.all_reduce(&mut x, RedOp::Sum).unwrap_err();
                 assert!(e.to_string().contains("rank 2"), "{e}");
+                // How often a rank has tried other things meanwhile does not matter.
+                (0..c.rank()).for_each(|_| assert!(c.duplicate().is_err()));
                 let rest = c.shrink(&[2]).unwrap();
                 assert_eq!((rest.rank(), rest.size()), ([0, 1, 9, 2][c.rank()], 3));
                 let mut x = [c.rank() as f32];
@@ -230,6 +232,48 @@ fn survivors_shrink_and_go_on() {
         }
     });
 }
+
+#[test]
+fn a_rank_that_left_is_not_waited_for() {
+    let mut comms = Communicator::init_all(3, &config(TransportChoice::Auto, false)).unwrap();
+    std::thread::scope(|s| {
+        for c in &comms {
+            s.spawn(|| c.all_reduce(&mut [1.0f32], RedOp::Sum).unwrap());
+        }
+    });
+    comms.remove(0);
+    std::thread::scope(|s| {
+        for c in &comms {
+            s.spawn(move || {
+                // Its links for collectives are there, those for messages are not.
+                let mut x = [0.0f32];
+                // SAFETY: our own number.
+                let received = unsafe { c.recv_raw(x.as_mut_ptr().cast(), 1, DataType::F32, 0) };
+                let e = received.unwrap_err();
+                assert!(e.code == Code::RemoteError && e.to_string().contains("rank 0"), "{e}");
+                // It will not vote either.
+                let rest = c.shrink(&[]).unwrap();
+                assert_eq!((rest.rank(), rest.size()), (c.rank() - 1, 2));
+                rest.all_reduce(&mut [1.0f32], RedOp::Sum).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn an_excluded_rank_is_told_so() {
+    let comms = Communicator::init_all(3, &config(TransportChoice::Auto, false)).unwrap();
+    std::thread::scope(|s| {
+        for c in &comms {
+            s.spawn(move || {
+                c.all_reduce(&mut [1.0f32], RedOp::Sum).unwrap();
+                match c.rank() {
+                    1 => assert_eq!(c.shrink(&[]).err().unwrap().code, Code::InvalidUsage),
+                    _ => assert_eq!(c.shrink(&[1]).unwrap().size(), 2),
+                }
+            });
+        }
+    });
 
 // ------------------------------------------------------------------------------------------------
 // Jobs of processes

@@ -106,7 +106,7 @@ pub fn hosts_of_ranks(ranks: usize, hosts: usize) -> Result<Vec<u32>> {
 }
 
 /// 256 random bits in hex.
-fn random_key() -> Result<String> {
+pub fn random_key() -> Result<String> {
     let mut key = [0u8; 32];
     // SAFETY: the pointer and the length are those of `key`. 32 bytes are never cut short.
     let n = unsafe { libc::getrandom(key.as_mut_ptr().cast(), key.len(), 0) };
@@ -117,7 +117,7 @@ fn random_key() -> Result<String> {
 }
 
 /// A port that nobody uses now. It is free again when this returns: rank 0 takes it a moment later.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
         .map(|a| a.port())

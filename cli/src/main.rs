@@ -6,6 +6,7 @@ mod plan;
 mod schedules;
 mod sim;
 mod status;
+mod stress;
 mod tune;
 mod verify;
 
@@ -33,6 +34,8 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Show what the processes on this host do, and whom they wait for.
     Status(status::StatusArgs),
+    /// Run random calls under injected faults, and check every result.
+    Stress(stress::StressArgs),
     /// Prove that the schedules of all algorithms are right, and say what was proved.
     Verify(verify::VerifyArgs),
     /// Simulate collectives on a described cluster, up to 100 000 ranks.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Tune(a) => ("tune", tune::main(&a)),
         Command::Plan(a) => ("plan", plan::main(*a)),
         Command::Status(a) => ("status", status::main(&a)),
+        Command::Stress(a) => ("stress", stress::main(&a)),
         Command::Verify(a) => ("verify", verify::verify(a)),
         Command::Sim(a) => ("sim", sim::main(a)),
         Command::Show(a) => ("show", verify::show(a)),

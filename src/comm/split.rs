@@ -88,10 +88,10 @@ impl Communicator {
         let (parent, number) = {
             let mut phase = self.shared.phase.lock();
             let inner = phase.ready()?;
-            inner.children += 1;
+            inner.splits += 1;
             let (fabric, members) = (inner.fabric.clone(), inner.members.clone());
             let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
-            (parent, inner.children)
+            (parent, inner.splits)
         };
         let mine = [color.map_or(-1, i64::from), i64::from(key)];
         let all = vec![0; 2 * self.size()];
@@ -159,10 +159,10 @@ impl Communicator {
                 inner.fail(&aborted("calls were under way when the communicator was shrunk".into()));
             }
             let finished = std::mem::take(&mut inner.finished);
-            inner.children += 1;
+            inner.shrinks += 1;
             let (fabric, members) = (inner.fabric.clone(), inner.members.clone());
             let parent = Parent { fabric, ctx: inner.ctx, members, config: inner.config.clone() };
-            let state = (parent, inner.post().clone(), inner.children);
+            let state = (parent, inner.post().clone(), inner.shrinks);
             drop(phase);
             super::drive::deliver(finished);
             state
@@ -200,8 +200,10 @@ const FINAL: u32 = 3 << 28;
 ///          <- final                                    all have accepted the same
 /// ```
 ///
-/// When the leader dies, the next one begins anew. A leader that dies between two of its final words
-/// leaves ranks behind that wait for those that have gone on: they end by the deadline, and name them.
+/// Two ranks that live and have lost their connection cannot both stay: one of them is excluded, and told so.
+///
+/// When the leader dies, the next one begins anew. Who hears the final word passes it on, so a leader that dies
+/// between two of them leaves nobody behind whom others are connected to; a rank that is not ends by its deadline.
 struct Agreement<'a> {
     parent: &'a Parent,
     post: &'a Post,
@@ -244,13 +246,47 @@ impl Agreement<'_> {
         }
     }
 
-    /// Whether a rank is known to be dead; connects to it on the way.
+    /// To all that are connected, also to those that do not count any more: so they know.
+    fn say_all(&self, step: u32, alive: &BTreeSet<usize>) {
+        for r in (0..self.parent.members.len()).filter(|&r| r != self.me) {
+            self.say(r, step, alive.iter().copied());
+        }
+    }
+
+    /// Says the final word, also to those that connect later.
+    fn conclude(&self, alive: &BTreeSet<usize>) {
+        let ranks = alive.iter().map(|&r| r as u32).collect();
+        let saying = Saying::Vote { round: FINAL | self.number, ranks };
+        self.say_all(FINAL, alive);
+        self.parent.fabric.announce(Word { ctx: self.parent.ctx, saying }, &self.parent.members);
+    }
+
+    /// True if somebody has said the final word, whom all have accepted; passed on to those who have lost the
+    /// leader before they heard it.
+    fn end(&self, alive: &mut BTreeSet<usize>) -> Result<bool> {
+        let last = |v: &(usize, u32, Vec<u32>)| v.1 == FINAL | self.number;
+        let Some(list) = self.post.open().votes.iter().find(|v| last(v)).map(|v| v.2.clone()) else {
+            return Ok(false);
+        };
+        *alive = list.into_iter().map(|r| r as usize).collect();
+        self.conclude(alive);
+        if alive.contains(&self.me) { Ok(true) } else { Err(excluded(self.me)) }
+    }
+
+    /// The connection to a rank is lost.
+    fn lost(&self, rank: usize) -> bool {
+        self.parent.fabric.conn(self.member(rank)).is_some_and(|c| c.dead())
+    }
+
+    /// Whether a rank is known to be dead, or to have destroyed the communicator, which is as good; connects
+    /// to it on the way. What it said before counts, and is there once this is true.
     fn dead(&self, rank: usize) -> bool {
-        match self.parent.fabric.connect(self.member(rank)) {
+        let dead = match self.parent.fabric.connect(self.member(rank)) {
             Ok(Some(conn)) => conn.dead(),
             Ok(None) => false,
             Err(_) => true,
-        }
+        };
+        dead || self.post.open().left.contains(&self.member(rank))
     }
 
     /// What `rank` has said at this step; taken out. Ranks that do not exist are left out.
@@ -288,7 +324,9 @@ impl Agreement<'_> {
             let before = alive.len();
             let others: Vec<usize> = alive.iter().copied().filter(|&r| r != self.me).collect();
             for &r in &others {
-                if self.dead(r) {
+                if !alive.contains(&r) {
+                    // By the word of another one.
+                } else if self.dead(r) {
                     alive.remove(&r);
                 } else if let Some(gone) = self.heard(r, BALLOT) {
                     voted.insert(r);
@@ -300,6 +338,9 @@ impl Agreement<'_> {
                     accepted.insert(r);
                 }
             }
+            if self.end(alive)? {
+                return Ok(true);
+            }
             if !alive.contains(&self.me) {
                 return Err(excluded(self.me));
             }
@@ -310,14 +351,10 @@ impl Agreement<'_> {
             let complete = |set: &BTreeSet<usize>| alive.iter().all(|r| *r == self.me || set.contains(r));
             if !decided && complete(&voted) {
                 decided = true;
-                for &r in &others {
-                    self.say(r, DECISION, alive.iter().copied());
-                }
+                self.say_all(DECISION, alive);
             }
             if decided && complete(&accepted) {
-                for &r in &others {
-                    self.say(r, FINAL, alive.iter().copied());
-                }
+                self.conclude(alive);
                 return Ok(true);
             }
             self.tick(&|| {
@@ -336,7 +373,8 @@ impl Agreement<'_> {
             let dead = self.dead(leader);
             if !told && self.parent.fabric.conn(self.member(leader)).is_some() {
                 told = true;
-                self.say(leader, BALLOT, (0..self.parent.members.len()).filter(|r| !alive.contains(r)));
+                let gone = |r: &usize| !alive.contains(r) || self.lost(*r);
+                self.say(leader, BALLOT, (0..self.parent.members.len()).filter(gone));
             }
             if let Some(list) = self.heard(leader, DECISION) {
                 if !list.contains(&self.me) {
@@ -345,8 +383,7 @@ impl Agreement<'_> {
                 *alive = list.iter().copied().collect();
                 self.say(leader, ACCEPTED, list.into_iter());
             }
-            if let Some(list) = self.heard(leader, FINAL) {
-                *alive = list.into_iter().collect();
+            if self.end(alive)? {
                 return Ok(true);
             }
             if dead {

@@ -275,6 +275,17 @@ impl Problem {
         })
     }
 
+    /// The sum over the first `ranks`, at least one, each times -1.
+    pub fn negated(&self, ranks: usize, count: usize) -> Pattern {
+        self.pattern(count, |column| {
+            let folded = column[..ranks].iter().copied().reduce(|a, b| self.fold2(a, b)).expect("a rank");
+            match folded {
+                Num::Int(x) => Num::Int(wrap(self.dtype, -x)),
+                Num::Float(x) => Num::Float(-x),
+            }
+        })
+    }
+
     /// Random bits.
     pub fn bits(&self, count: usize) -> Pattern {
         let size = self.dtype.size();

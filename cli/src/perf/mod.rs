@@ -12,7 +12,9 @@ pub mod run;
 mod table;
 mod tensors;
 
-pub use args::{PerfArgs, parse_size};
+pub use args::{Memory, PerfArgs, parse_size};
+pub use buffer::{Buffer, POISON};
+pub use data::{Pattern, Problem, show_element};
 use operation::Operation;
 pub use table::number;
 

@@ -18,7 +18,11 @@ pub fn graccl(args: &[&str]) -> Command {
 }
 
 /// Waits for the end; kills and fails at the deadline.
-pub fn finish(mut child: Child) -> Output {
+pub fn finish(child: Child) -> Output {
+    finish_within(child, DEADLINE)
+}
+
+pub fn finish_within(mut child: Child, deadline: Duration) -> Output {
     let read = |pipe: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -35,9 +39,9 @@ pub fn finish(mut child: Child) -> Output {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if start.elapsed() > DEADLINE {
+        if start.elapsed() > deadline {
             child.kill().unwrap();
-            panic!("still running after {DEADLINE:?}");
+            panic!("still running after {deadline:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
     };

@@ -116,8 +116,10 @@ pub struct Inner {
     /// How calls of its collective are done, whatever else would be chosen.
     forced: Option<Choice>,
     checked: Option<Instant>,
-    /// Communicators made from this one.
-    pub children: u32,
+    /// Splits and shrinks of this one that were called. Apart: ranks may meet a failure after different
+    /// numbers of splits, and must agree about shrinks then.
+    pub splits: u32,
+    pub shrinks: u32,
     /// The progress thread has it on its list.
     pub listed: bool,
 }
@@ -237,7 +239,8 @@ impl Inner {
             failed: None,
             forced: None,
             checked: None,
-            children: 0,
+            splits: 0,
+            shrinks: 0,
             listed: false,
         }
     }
