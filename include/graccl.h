@@ -33,7 +33,7 @@
     {                                                                                 \
         sizeof(graccl_config_t), GRACCL_CONFIG_MAGIC, GRACCL_VERSION, GRACCL_UNSET,   \
             GRACCL_UNSET, NULL, NULL, GRACCL_UNSET, GRACCL_UNSET, GRACCL_UNSET,       \
-            GRACCL_UNSET                                                              \
+            GRACCL_UNSET, NULL                                                        \
     }
 
 /** Version of this header: 10000 * major + 100 * minor + patch. */
@@ -221,7 +221,8 @@ typedef struct {
 /**
  * Settings of one communicator. Start from GRACCL_CONFIG_INITIALIZER and set what should differ:
  * a field left at GRACCL_UNSET or NULL takes its value from the environment variable named here, or
- * else the default. All ranks must use the same transport, algorithm, deterministic and encrypt.
+ * else the default. All ranks must use the same transport, algorithm, deterministic,
+ * encrypt and profile.
  */
 typedef struct {
     /**
@@ -274,6 +275,11 @@ typedef struct {
      * 1: encrypt what goes over TCP; 0: do not. GRACCL_ENCRYPT; 0.
      */
     int encrypt;
+    /**
+     * File with the choices that `graccl tune` made; "" for none. Read during the call only.
+     * GRACCL_PROFILE; none.
+     */
+    const char *profile;
 } graccl_config_t;
 
 #ifdef __cplusplus
@@ -1558,6 +1564,10 @@ graccl_result_t graccl_request_free(graccl_request_t *request);
  * once, too, and such a call is not part of the group. Results, and buffers, are there when
  * graccl_group_end has returned. Non-blocking calls give their requests at once; these start at the
  * end of the group, so wait for them after it. Count arrays of calls are read at once.
+ *
+ * Communicators may be made in a group, also from others by graccl_comm_split and graccl_comm_dup: they are
+ * ready when graccl_group_end has returned, and destroyed or aborted but not otherwise used before.
+ * graccl_comm_shrink is not for groups.
  *
  * Calls on one communicator keep their order. Groups nest: only the outermost end counts.
  *

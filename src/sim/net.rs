@@ -103,7 +103,7 @@ impl Symmetry {
     /// are the first unit and a few others; the tests compare all for all algorithms.
     pub fn find(algorithm: &Algorithm, groups: &Groups, unit: usize) -> Symmetry {
         let n = groups.n();
-        if unit == 0 || n % unit != 0 || n / unit < 2 || algorithm.collective.rooted() {
+        if unit == 0 || !n.is_multiple_of(unit) || n / unit < 2 || algorithm.collective.rooted() {
             return Symmetry::None;
         }
         let (units, numbers) = (n / unit, groups.numbers());

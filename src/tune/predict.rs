@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use super::table::Place;
 use super::{Choice, Layout, Run, room};
 use crate::cost::{Curve, Machine};
-use crate::schedule::{Algorithm, Collective, algorithms_of};
+use crate::schedule::{Collective, algorithms_of};
 use crate::sim::{Shape, Sim, Symmetry};
 use crate::{Error, Result};
 
@@ -99,19 +99,17 @@ impl Predictor {
         Ok((tiles, choice.ways.min(tiles)))
     }
 
-    /// All algorithms of a collective in all forms that differ for this size, cheapest first. Hierarchies only on
-    /// several hosts with several ranks.
+    /// All algorithms of a collective in all forms that differ for this size, cheapest first. Hierarchies, too,
+    /// where there is one host: then they go through one rank.
     pub fn candidates(&mut self, collective: Collective, bytes: u64) -> Result<Vec<Candidate>> {
-        let groups = self.layout.groups.clone();
-        let (n, hosts) = (groups.n(), groups.len());
-        let fits = |a: &&Algorithm| !a.hierarchical || (hosts > 1 && hosts < n);
+        let n = self.layout.groups.n();
         let messages: &[usize] = match self.layout.all_tcp {
             true => &[512 << 10, 64_000, 128 << 10, 256 << 10, 1 << 20],
             false => &[256 << 10, 64 << 10, 128 << 10],
         };
         let block = Shape::block_of(collective, n, bytes);
         let mut found: Vec<Candidate> = Vec::new();
-        for algorithm in algorithms_of(collective).filter(fits) {
+        for algorithm in algorithms_of(collective) {
             let mut seen = Vec::new();
             for &message in messages {
                 for ways in [1, 2, 4] {
@@ -250,7 +248,7 @@ impl Run {
 mod tests {
     use super::*;
     use crate::cost::Level;
-    use crate::schedule::Groups;
+    use crate::schedule::{Algorithm, Groups};
 
     fn machine() -> Machine {
         let mut m = Machine::alpha_beta(300.0, 0.05, 0.02);
@@ -299,8 +297,8 @@ mod tests {
     fn candidates_are_sorted_and_unlike() {
         let mut p = predictor(machine());
         let all = p.candidates(Collective::AllReduce, 4).unwrap();
-        // One tile: one form each, and no hierarchies on one host.
-        assert_eq!(all.len(), algorithms_of(Collective::AllReduce).filter(|a| !a.hierarchical).count());
+        // One tile: one form each.
+        assert_eq!(all.len(), algorithms_of(Collective::AllReduce).count());
         assert!(all.windows(2).all(|w| w[0].ns <= w[1].ns));
         let large = p.candidates(Collective::AllReduce, 16 << 20).unwrap();
         assert!(large.len() > all.len());

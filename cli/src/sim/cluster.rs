@@ -123,7 +123,9 @@ impl Cost {
                 bad(format!("takes {ns} ns"))
             }
             Cost::Constant(ns) | Cost::Line(LineFile { ns, gbs: None }) => Ok(Curve::constant(*ns)),
-            Cost::Line(LineFile { gbs: Some(gbs), .. }) if !(*gbs > 0.0) => bad(format!("has {gbs} GB/s")),
+            Cost::Line(LineFile { gbs: Some(gbs), .. }) if gbs.is_nan() || *gbs <= 0.0 => {
+                bad(format!("has {gbs} GB/s"))
+            }
             Cost::Line(LineFile { ns, gbs: Some(gbs) }) => Ok(Curve::line(*ns, 1.0 / gbs)),
             Cost::Points(points) => Curve::new(points.clone()).map_err(|e| e.who(name)),
         }

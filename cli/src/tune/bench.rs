@@ -11,14 +11,14 @@ use crate::perf::job::Job;
 use crate::perf::operation::{Operation, Placement, Ready, What};
 
 /// Turns that each of several candidates has: the machine's speed changes while they are compared.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 /// A turn lasts about so long, ns, but has calls enough.
-const TURN: f64 = 1.5e6;
+const TURN: f64 = 0.8e6;
 const CALLS: std::ops::RangeInclusive<usize> = 1..=200;
 /// A call this long has fewer turns, ns.
 const LONG: f64 = 50e6;
-/// Looks at the machine's state, 0.1 s apart.
-const PATIENCE: usize = 30;
+/// Looks at the machine's state that find another one, 0.1 s apart, in all.
+const PATIENCE: usize = 100;
 
 pub struct Bench {
     /// Carries what the ranks tell each other.
@@ -30,6 +30,7 @@ pub struct Bench {
     most: usize,
     /// The first two ranks of the first host that has two, and what a line's way between them took at first.
     near: Option<(Option<Communicator>, f64)>,
+    patience: usize,
 }
 
 impl Bench {
@@ -41,7 +42,7 @@ impl Bench {
         buffers.send.slice_mut(0..most).fill(0);
         buffers.recv.slice_mut(0..most).fill(0);
         let two = layout.groups.iter().find(|g| g.len() > 1).map(|g| [g[0], g[1]]);
-        let mut bench = Bench { job, comm, layout, buffers, most, near: None };
+        let mut bench = Bench { job, comm, layout, buffers, most, near: None, patience: PATIENCE };
         if let Some(two) = two {
             let color = two.contains(&(bench.rank() as u32)).then_some(0);
             bench.near = Some((bench.comm.split(color, 0)?, 0.0));
@@ -72,17 +73,22 @@ impl Bench {
         self.job.combine(median, 3)
     }
 
-    /// Waits some seconds at most until the machine is in the state that it was in at first; whether it is.
-    pub fn settle(&self) -> Result<bool> {
-        let first = self.near.as_ref().map_or(0.0, |n| n.1);
-        for _ in 0..PATIENCE {
+    /// Waits until the machine is in the state that it was in at first, some seconds at most in all of a job;
+    /// whether it is, as far as that is known.
+    pub fn settle(&mut self) -> Result<bool> {
+        let Some((_, first)) = self.near else { return Ok(true) };
+        while self.patience > 0 {
             let now = self.hop()?;
             if (0.6 * first..=1.6 * first).contains(&now) {
                 return Ok(true);
             }
+            self.patience -= 1;
+            if self.patience.is_multiple_of(20) {
+                return Ok(false);
+            }
             std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(false)
+        Ok(true)
     }
 
     pub fn rank(&self) -> usize {
