@@ -91,7 +91,7 @@ impl Symmetry {
     /// A symmetry that leaves one host (or the hosts under one switch) to play, or none: for few ranks, whose
     /// chunks are cut unevenly, none is sought.
     pub fn of(algorithm: &Algorithm, groups: &Groups, machine: &Machine) -> Symmetry {
-        const FEW: usize = 128;
+        const FEW: usize = 32;
         let hosts = machine.trunk.map_or(1, |t| t.hosts).max(machine.core_hosts) as usize;
         match groups.n() {
             ..=FEW => Symmetry::None,

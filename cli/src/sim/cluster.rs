@@ -5,14 +5,16 @@ use std::path::Path;
 use graccl::cost::{Curve, Level, Machine, Trunk};
 use graccl::schedule::Groups;
 use graccl::sim::Noise;
+use graccl::tune::Profile;
 use graccl::{Error, Result};
 use serde::Deserialize;
 
 /// The clusters that need no file.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 5] = [
     ("p40-100g", include_str!("clusters/p40-100g.toml")),
     ("nvlink-400g", include_str!("clusters/nvlink-400g.toml")),
     ("v100-25g", include_str!("clusters/v100-25g.toml")),
+    ("cpu-2core", include_str!("clusters/cpu-2core.toml")),
     ("1g-ethernet", include_str!("clusters/1g-ethernet.toml")),
 ];
 
@@ -144,7 +146,8 @@ impl LevelFile {
 }
 
 impl Cluster {
-    /// A built-in cluster of this name, or the file.
+    /// A built-in cluster of this name, or the file; a profile of `graccl tune` is the machine that it was made
+    /// on, without what that adds for large buffers (`stretch`, `memory`).
     pub fn load(what: &str) -> Result<Cluster> {
         if let Some((name, text)) = BUILT_IN.iter().find(|b| b.0 == what) {
             return Cluster::parse(name, text);
@@ -155,7 +158,19 @@ impl Cluster {
                 .hint(format!("give a TOML file (docs/simulator.md) or one of: {}", names.join(", ")))
         })?;
         let name = Path::new(what).file_stem().map_or(what.into(), |s| s.to_string_lossy().into_owned());
-        Cluster::parse(&name, &text)
+        match text.lines().any(|l| l.trim_start().starts_with("[machine]")) {
+            true => Cluster::tuned(name, &text),
+            false => Cluster::parse(&name, &text),
+        }
+    }
+
+    fn tuned(name: String, text: &str) -> Result<Cluster> {
+        let model = Profile::parse(&name, text)?.model;
+        let machine = model.map(|m| m.machine).ok_or_else(|| {
+            Error::argument("a profile without a machine").who(&name).hint("graccl tune writes [machine]")
+        })?;
+        let ranks_per_host = machine.cores.unwrap_or(2) as usize;
+        Ok(Cluster { name, hosts: 1, ranks_per_host, machine, noise: Noise::default() })
     }
 
     fn parse(name: &str, text: &str) -> Result<Cluster> {

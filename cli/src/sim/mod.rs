@@ -18,7 +18,8 @@ use table::Table;
 
 #[derive(Args)]
 #[command(after_help = "\
-Clusters: p40-100g, nvlink-400g, v100-25g, 1g-ethernet, or a TOML file (docs/simulator.md).
+Clusters: p40-100g, nvlink-400g, v100-25g, cpu-2core, 1g-ethernet, a TOML file (docs/simulator.md), or a profile of
+graccl tune.
 
 Columns: size of the larger buffer of a rank; algorithm x tiles / ways; time from the call to the end on the
 last rank; algbw and busbw as in nccl-tests; steps: messages, one after the other, that determined the time;
