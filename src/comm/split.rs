@@ -419,7 +419,7 @@ mod tests {
                         let conn = inner.fabric.conn(1).unwrap();
                         for step in [DECISION, FINAL] {
                             let ranks = vec![7, 0, 1, u32::MAX];
-                            let saying = Saying::Vote { round: step | (inner.children + 1), ranks };
+                            let saying = Saying::Vote { round: step | (inner.shrinks + 1), ranks };
                             conn.tell(&Word { ctx: inner.ctx, saying });
                         }
                     } else {
