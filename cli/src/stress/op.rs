@@ -323,15 +323,8 @@ impl Op {
             true => Counts::Each { send: sent.extents(), recv: got.extents() },
             false => Counts::Even(spec.counts[0]),
         };
-        let call = Call {
-            collective: c,
-            root: spec.root,
-            send: from,
-            recv: to,
-            counts,
-            dtype: spec.dtype,
-            op: reduction,
-        };
+        let call = Call::new(c, from, to, 0, spec.dtype, reduction).root(spec.root);
+        let call = Call { counts, ..call };
         let mut op = Op { spec, rank, n, send, recv, sent, got, in_place, call: Some(call) };
         op.fill(data);
         Ok(op)
