@@ -286,6 +286,25 @@ fn examples_of_every_area_run_with_1_2_and_4_ranks() {
 }
 
 #[test]
+fn bucketer_example_plays_a_model() {
+    let program = build("cc", &example("bucketer.c"), Library::Shared);
+    let model = Path::new(ROOT).join("src/plan/data/alexnet.csv");
+    for size in [1, 2] {
+        let mut ranks = job(&program, size);
+        for rank in &mut ranks {
+            // Few steps, much faster than life.
+            rank.arg(&model).args(["2", "200"]);
+        }
+        let outputs = finish(ranks);
+        assert!(outputs.iter().all(|o| o.status.success()), "{size} ranks: {outputs:?}");
+        let text: String = outputs.iter().map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).collect();
+        for row in ["planned", "one for each tensor", "25 MB", "16 tensors", "bucket 0: "] {
+            assert_eq!(text.matches(row).count(), 1, "{row}: {text}");
+        }
+    }
+}
+
+#[test]
 fn group_example_drives_1_2_and_4_ranks() {
     let program = build("cc", &example("group.c"), Library::Shared);
     for size in [1, 2, 4] {

@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Job, case, join};
+use graccl::reduce::Wire;
 use graccl::*;
 
 /// Element `i` of what rank `r` gives: small integers, whose sums are exact.
@@ -430,6 +431,62 @@ fn uneven_counts_in_real_jobs() {
     }
     for shape in SHAPES {
         job("uneven_counts_in_real_jobs", shape).succeed();
+    }
+}
+
+/// All ranks get the same bits, near the exact sums; what is lost in a step is made up for in later ones.
+fn packed(c: &Communicator, wire: Wire, count: usize) {
+    let n = c.size();
+    let several = c.hosts().iter().any(|h| *h != 0);
+    let give = |r: usize| (0..count).map(move |i| value(r, i) - 24.5);
+    let exact: Vec<f32> = (0..count).map(|i| sum(n, i) - 24.5 * n as f32).collect();
+    let mut residual = vec![0f32; count];
+    let mut mean = vec![0f64; count];
+    const STEPS: usize = 24;
+    for step in 0..STEPS {
+        let mut data: Vec<f32> = give(c.rank()).collect();
+        let p = data.as_mut_ptr().cast::<u8>();
+        let call = Call::new(Collective::AllReduce, p, p, count, DataType::F32, RedOp::Sum);
+        // SAFETY: our own buffers, of the call's length.
+        unsafe { c.call(&call.packed(wire, residual.as_mut_ptr())) }.unwrap();
+        let hash = fnv(&data.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<u8>>());
+        let mut all = vec![0u64; n];
+        c.all_gather(&[hash], &mut all).unwrap();
+        assert!(all.iter().all(|h| *h == hash), "{wire:?} of {count}: ranks have other bits");
+        // Values are up to 24.5, sums n times that; partial sums and sums are packed once each.
+        let part = [1.0 / 2048.0, 1.0 / 256.0, 1.0 / 127.0][wire as usize];
+        let bound = if several { 3.0 * part * 24.5 * n as f32 } else { 0.0 };
+        for (i, (x, y)) in data.iter().zip(&exact).enumerate() {
+            assert!((x - y).abs() <= bound, "{wire:?} of {count}, step {step}, element {i}: {x}, not {y}");
+        }
+        mean.iter_mut().zip(&data).for_each(|(m, x)| *m += f64::from(*x) / STEPS as f64);
+    }
+    let off = mean.iter().zip(&exact).map(|(m, y)| (m - f64::from(*y)).abs()).fold(0.0, f64::max);
+    assert!(
+        off <= 6.0 * 24.5 * n as f64 / 127.0 / STEPS as f64,
+        "{wire:?} of {count}: off by {off} on average"
+    );
+}
+
+#[test]
+fn packed_messages_in_real_jobs() {
+    if case().is_some() {
+        let c = join();
+        for wire in Wire::ALL {
+            for count in [0, 1, 17, 5000, 300_001] {
+                packed(&c, wire, count);
+            }
+        }
+        let mut x = [1.0f64];
+        let p = x.as_mut_ptr().cast::<u8>();
+        let call = Call::new(Collective::AllReduce, p, p, 1, DataType::F64, RedOp::Sum);
+        // SAFETY: our own number.
+        let e = unsafe { c.call(&call.packed(Wire::F16, std::ptr::null_mut())) }.unwrap_err();
+        assert!(e.code == Code::InvalidArgument && e.to_string().contains("half"), "{e}");
+        return;
+    }
+    for shape in [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[4], (6, 2, &[]), (4, 4, &[])] {
+        job("packed_messages_in_real_jobs", shape).succeed();
     }
 }
 
