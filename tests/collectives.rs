@@ -453,9 +453,10 @@ fn packed(c: &Communicator, wire: Wire, count: usize) {
         let mut all = vec![0u64; n];
         c.all_gather(&[hash], &mut all).unwrap();
         assert!(all.iter().all(|h| *h == hash), "{wire:?} of {count}: ranks have other bits");
-        // Values are up to 24.5, sums n times that; partial sums and sums are packed once each.
+        // Values are up to 24.5, sums n times that; partial sums and sums are packed once each, and what the
+        // step before lost comes in.
         let part = [1.0 / 2048.0, 1.0 / 256.0, 1.0 / 127.0][wire as usize];
-        let bound = if several { 3.0 * part * 24.5 * n as f32 } else { 0.0 };
+        let bound = if several { 5.0 * part * 24.5 * n as f32 } else { 0.0 };
         for (i, (x, y)) in data.iter().zip(&exact).enumerate() {
             assert!((x - y).abs() <= bound, "{wire:?} of {count}, step {step}, element {i}: {x}, not {y}");
         }
