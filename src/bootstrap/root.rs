@@ -26,8 +26,8 @@ pub(super) struct Root {
 /// One communicator that is coming together.
 struct Session {
     size: u32,
-    settings: String,
-    joined: BTreeMap<u32, (Member, Instant, Duration)>,
+    /// With the settings of each.
+    joined: BTreeMap<u32, (Member, Instant, Duration, String)>,
     /// It is over; whoever comes now is told this.
     over: Option<Error>,
 }
@@ -40,6 +40,21 @@ impl Root {
     pub fn next_deadline(&self) -> Option<Instant> {
         let open = self.sessions.values().filter(|s| s.over.is_none());
         open.flat_map(|s| s.joined.values().map(|j| j.1)).min()
+    }
+}
+
+impl Session {
+    /// All have the same settings.
+    fn agree(&self) -> Result<()> {
+        let mut all = self.joined.values().map(|(member, _, _, settings)| (member, settings));
+        let Some((first, one)) = all.next() else { return Ok(()) };
+        let Some((odd, other)) = all.find(|(_, settings)| *settings != one) else { return Ok(()) };
+        let (first, odd) = (first.who(), odd.who());
+        let (one, other) = differing(one, other);
+        Err(Error::usage(format!(
+            "ranks disagree about their settings: {first} has {one}, {odd} has {other}"
+        ))
+        .hint("set them alike on all ranks, in the environment or in the configuration"))
     }
 }
 
@@ -128,7 +143,6 @@ impl State {
         };
         let s = root.sessions.entry(generation).or_insert_with(|| Session {
             size: join.size,
-            settings: join.settings.clone(),
             joined: BTreeMap::new(),
             over: None,
         });
@@ -143,13 +157,6 @@ impl State {
                 s.size, join.size
             ))
             .hint("start all ranks with the same size")))
-        } else if join.settings != s.settings {
-            let (one, other) = differing(&s.settings, &join.settings);
-            let whom = join.card.who();
-            Some(Err(Error::usage(format!(
-                "ranks disagree about their settings: {first} has {one}, {whom} has {other}"
-            ))
-            .hint("set them alike on all ranks, in the environment or in the configuration")))
         } else if let Some((before, ..)) = s.joined.get(&rank) {
             Some(Err(Error::usage(format!(
                 "rank {rank} joined twice: {} and {}",
@@ -161,10 +168,11 @@ impl State {
             Some(Err(Error::usage(format!("{} joined a communicator of {} ranks", join.card.who(), s.size))))
         } else {
             let wait = Duration::from_millis(join.wait_ms.into());
-            s.joined.insert(rank, (join.card, now + wait, wait));
+            s.joined.insert(rank, (join.card, now + wait, wait, join.settings));
             let all = s.joined.len() == s.size as usize;
             let members = || s.joined.values().map(|j| j.0.clone()).collect();
-            all.then(|| Ok(Verdict { salt: random()?, members: members() }))
+            // Not before: whoever came later would not find a root that has ended meanwhile.
+            all.then(|| s.agree().and_then(|()| Ok(Verdict { salt: random()?, members: members() })))
         };
         if let Some(verdict) = verdict {
             self.settle(tag, generation, verdict, join.keep, now);
@@ -186,7 +194,7 @@ impl State {
         let mut late = Vec::new();
         for (tag, root) in &self.roots {
             for (generation, s) in root.sessions.iter().filter(|(_, s)| s.over.is_none()) {
-                let Some((_, _, wait)) = s.joined.values().find(|j| j.1 <= now) else { continue };
+                let Some((_, _, wait, _)) = s.joined.values().find(|j| j.1 <= now) else { continue };
                 // The size is what some rank says: no list of that length.
                 let missing = (0..s.size).filter(|r| !s.joined.contains_key(r));
                 let missing = ranks(missing, s.size as usize - s.joined.len());
