@@ -268,7 +268,7 @@ impl Agreement<'_> {
         let Some(list) = self.post.open().votes.iter().find(|v| last(v)).map(|v| v.2.clone()) else {
             return Ok(false);
         };
-        *alive = list.into_iter().map(|r| r as usize).collect();
+        *alive = self.there(list);
         self.conclude(alive);
         if alive.contains(&self.me) { Ok(true) } else { Err(excluded(self.me)) }
     }
@@ -295,8 +295,12 @@ impl Agreement<'_> {
         let of = |v: &(usize, u32, Vec<u32>)| v.0 == self.member(rank) && v.1 == step | self.number;
         let i = letters.votes.iter().position(of)?;
         let (_, _, ranks) = letters.votes.remove(i);
-        let there = 0..self.parent.members.len();
-        Some(ranks.into_iter().map(|r| r as usize).filter(|r| there.contains(r)).collect())
+        Some(self.there(ranks))
+    }
+
+    /// The ranks of a list that exist.
+    fn there<T: FromIterator<usize>>(&self, ranks: Vec<u32>) -> T {
+        ranks.into_iter().map(|r| r as usize).filter(|&r| r < self.parent.members.len()).collect()
     }
 
     /// Waits a little; the error of a wait that was too long.

@@ -324,7 +324,7 @@ fn symmetric_runs_equal_full_ones() {
     assert_eq!(of("reduce_scatter"), ["direct", "hier_2d", "ring"]);
     assert_eq!(of("all_gather"), ["bruck", "direct", "hier_2d", "ring"]);
     assert_eq!(of("all_to_all"), ["direct"]);
-    assert_eq!(found.len(), 15, "{found:?}");
+    assert_eq!(found.len(), 16, "{found:?}");
 }
 
 #[test]
