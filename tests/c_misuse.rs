@@ -265,6 +265,7 @@ fn settings_of_c_callers_count() {
         blocking: 1,
         deterministic: 0,
         encrypt: 0,
+        profile: ptr::null(),
     };
     let mut id = graccl_unique_id_t { internal: [0; GRACCL_UNIQUE_ID_BYTES] };
     let mut comm = ptr::null_mut();
@@ -664,6 +665,7 @@ fn unset() -> graccl_config_t {
         blocking: c_int::MIN,
         deterministic: c_int::MIN,
         encrypt: c_int::MIN,
+        profile: ptr::null(),
     }
 }
 

@@ -395,8 +395,11 @@ impl Profile {
         for r in &self.runs {
             let _ = write!(s, "\n[[run]]\n{}", place(&r.place));
             let _ = write!(s, "bytes = {}\n{}", r.bytes, how(&r.choice));
-            let off = 100.0 * (r.predicted / r.measured - 1.0);
-            let _ = writeln!(s, "measured = {:.0}\npredicted = {:.0} # {off:+.0} %", r.measured, r.predicted);
+            // The comment is about what is written, so that it is the same when that has been read.
+            let [measured, predicted] = [r.measured, r.predicted].map(f64::round);
+            let off = 100.0 * (predicted / measured - 1.0);
+            let (measured, predicted) = (number(measured), number(predicted));
+            let _ = writeln!(s, "measured = {measured}\npredicted = {predicted} # {off:+.0} %");
         }
         if !self.table.is_empty() {
             s += "\n# What to do, by the bytes of the larger of a rank's buffers. Without up_to: for all larger calls.\n";
