@@ -10,6 +10,7 @@
  * program sleeps until then, as one that waits for a GPU; with `spin` it keeps its core busy. SPEED 2 plays it
  * twice as fast.
  */
+#define _POSIX_C_SOURCE 199309L /* clock_gettime, nanosleep */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
