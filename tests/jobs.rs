@@ -275,10 +275,12 @@ fn communicators_come_and_go_without_a_trace() {
         }
         // The last connections close a moment later, on the service's thread.
         let start = std::time::Instant::now();
-        let more = |now: (usize, usize)| now.0 > before.0 || now.1 > before.1;
+        // One may be opened late, by the first thread that waits for sockets long enough to sleep: what wakes it.
+        let more = |now: (usize, usize)| now.0 > before.0 + 1 || now.1 > before.1;
         while more((common::descriptors(), common::threads())) {
             let now = (common::descriptors(), common::threads());
-            assert!(start.elapsed().as_secs() < 3, "descriptors and threads: {before:?}, now {now:?}");
+            let late = start.elapsed().as_secs() >= 3;
+            assert!(!late, "descriptors and threads: {before:?}, now {now:?}: {}", common::open_files());
             std::thread::sleep(Duration::from_millis(10));
         }
         return common::nothing_in_dev_shm();

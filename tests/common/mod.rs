@@ -470,6 +470,13 @@ fn left_in_dev_shm(pids: &[u32]) -> Vec<String> {
     names.filter(|n| numbers(n).iter().any(|d| pids.contains(d))).collect()
 }
 
+/// What this process's descriptors are.
+pub fn open_files() -> String {
+    let files = std::fs::read_dir("/proc/self/fd").expect("/proc").flatten();
+    let name = |f: std::fs::DirEntry| std::fs::read_link(f.path()).map(|p| p.display().to_string());
+    files.filter_map(|f| name(f).ok()).collect::<Vec<_>>().join(", ")
+}
+
 /// Open descriptors of this process.
 pub fn descriptors() -> usize {
     // One of them reads this list.
