@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,18 @@ pub struct Job {
     /// The program is this one: rank 0 writes to our own stdout and stderr, so that it sees whether
     /// a person watches, and a rank that exits with status 1 or 2 has said why.
     pub ours: bool,
+}
+
+/// Starts ranks of a subcommand: this program again, with the same arguments.
+pub fn again(command: &'static str, ranks: usize, hosts: usize) -> Result<u8> {
+    let program = own_program()?.into();
+    let args = std::env::args_os().skip(1).collect();
+    launch(&Job { command, program, args, ranks, hosts, prefix: true, ours: true })
+}
+
+/// The file of this program.
+pub fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))
 }
 
 /// `graccl run`.

@@ -17,10 +17,10 @@ mod times;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::comm::{Communicator, Loan};
+use crate::comm::{Communicator, Loan, in_group};
 use crate::plan::Share;
 use crate::reduce::Wire;
-use crate::{DataType, Result};
+use crate::{DataType, Error, Result};
 use layout::{Layout, Span};
 use step::{Core, State};
 use times::Times;
@@ -149,6 +149,7 @@ impl Bucketer {
     /// step.
     pub fn mark_ready(&self, i: usize) -> Result<()> {
         self.core.check(i)?;
+        outside_group()?;
         let closed = self.lock().closed;
         if closed {
             self.end_step()?;
@@ -164,6 +165,7 @@ impl Bucketer {
     ///
     /// Errors: `InvalidUsage` (gradients that were not marked), the failure of a bucket.
     pub fn finish_backward(&self) -> Result<()> {
+        outside_group()?;
         self.lock().close(&self.core, &self.comm)
     }
 
@@ -185,6 +187,7 @@ impl Bucketer {
     /// Errors: `InvalidUsage` (gradients that were not marked), the failure of a bucket, after which the
     /// bucketer can only be dropped.
     pub fn finish_step(&self) -> Result<StepTimes> {
+        outside_group()?;
         self.lock().close(&self.core, &self.comm)?;
         self.end_step()
     }
@@ -257,6 +260,15 @@ impl Drop for Bucketer {
     fn drop(&mut self) {
         self.core.let_go();
     }
+}
+
+/// Buckets start while the program computes, and not when a group ends.
+fn outside_group() -> Result<()> {
+    if in_group() {
+        return Err(Error::usage("a bucketer cannot be used in a group")
+            .hint("mark gradients and end steps before group_start or after group_end"));
+    }
+    Ok(())
 }
 
 /// Gradients that travel together.

@@ -146,7 +146,7 @@ impl Core {
     fn finished(&self, b: usize, result: &Result<()>) {
         let mut runs = lock(&self.runs);
         let run = &mut runs[b];
-        run.left -= 1;
+        run.left = run.left.saturating_sub(1);
         if let (Err(e), None) = (result, &run.error) {
             run.error = Some(e.clone());
         }
@@ -154,6 +154,14 @@ impl Core {
             run.ended = Some(Instant::now());
             self.over.notify_all();
         }
+    }
+
+    /// A call of bucket `b` cannot be started: nobody waits for the rest.
+    fn give_up(&self, b: usize, e: &Error) {
+        let run = &mut lock(&self.runs)[b];
+        run.left = 0;
+        run.error.get_or_insert_with(|| e.clone());
+        self.over.notify_all();
     }
 
     /// The program's memory is not touched any more.
@@ -177,16 +185,16 @@ pub(super) struct Pending {
 impl Pending {
     pub fn wait(&self) -> Result<()> {
         for r in &self.requests {
-            // Its error is the run's, too, where all errors of the bucket come together.
-            let _ = r.wait();
+            // The error of a call that is over is the run's, too, where all errors of the bucket come together.
+            if let Err(e) = r.wait()
+                && matches!(r.test(), Ok(false))
+            {
+                return Err(e);
+            }
         }
         let mut runs = lock(&self.core.runs);
         // The thread that ended the call may still be copying.
         while runs[self.bucket].left > 0 {
-            if self.requests.iter().any(|r| matches!(r.test(), Ok(false))) {
-                return Err(Error::usage("a bucket cannot be waited for inside a group")
-                    .hint("wait before group_start or after group_end"));
-            }
             runs = self.core.over.wait(runs).unwrap_or_else(|e| e.into_inner());
         }
         runs[self.bucket].error.clone().map_or(Ok(()), Err)
@@ -203,7 +211,7 @@ pub(super) struct State {
     /// Buckets that were started, or are put off.
     next: usize,
     requests: Vec<Vec<Arc<Request>>>,
-    /// By tensor: seconds of the step at its mark.
+    /// By tensor: seconds of the step at its mark; NaN before.
     pub ready: Vec<f64>,
     /// By tensor: seconds after the backward pass at which it was waited for, without the waits before.
     pub needed: Vec<f64>,
@@ -268,6 +276,7 @@ impl State {
         }
         self.closed = false;
         self.waited = 0.0;
+        self.ready.fill(f64::NAN);
         self.needed.fill(0.0);
     }
 
@@ -351,7 +360,7 @@ impl State {
             let (shared, last) = (core.clone(), what != Collective::ReduceScatter);
             // SAFETY: the slice lies in memory that the callback keeps alive until the call is over; all its
             // tensors are marked, so the program leaves them alone, and buckets are apart.
-            let request = unsafe { comm.start(&call) }?;
+            let request = unsafe { comm.start(&call) }.inspect_err(|e| core.give_up(b, e))?;
             request.on_done(Box::new(move |result| {
                 if result.is_ok() && last {
                     shared.copy_out(&span, &slice);
@@ -386,8 +395,8 @@ impl State {
     }
 
     fn complete(&self, core: &Core, what: &str) -> Result<()> {
-        let missing: Vec<usize> =
-            (0..core.marked.len()).filter(|&i| !core.marked[i].load(Ordering::Acquire)).collect();
+        // Not those of `marked`: a gradient that another thread is copying in is not there yet.
+        let missing: Vec<usize> = (0..self.ready.len()).filter(|&i| self.ready[i].is_nan()).collect();
         if missing.is_empty() {
             return Ok(());
         }

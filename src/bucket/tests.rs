@@ -207,6 +207,10 @@ fn misuse_is_told() {
     assert!(text(b.mark_ready(2).unwrap_err()).contains("tensor 2 (t2)"));
     assert!(text(b.wait(2).unwrap_err()).contains("8 gradients were not marked"));
     assert!(text(b.finish_step().unwrap_err()).contains("tensor 0 (t0), tensor 1 (t1)"));
+    crate::group_start().unwrap();
+    assert!(text(b.mark_ready(0).unwrap_err()).contains("in a group"));
+    assert!(text(b.finish_step().unwrap_err()).contains("in a group"));
+    crate::group_end().unwrap();
     for i in [0, 1, 3, 4, 5, 6, 7, 8] {
         b.mark_ready(i).unwrap();
     }

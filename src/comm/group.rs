@@ -30,7 +30,7 @@ thread_local! {
 
 /// This thread is in a group.
 #[inline]
-pub(super) fn active() -> bool {
+pub(crate) fn active() -> bool {
     DEPTH.get() != 0
 }
 

@@ -451,6 +451,36 @@ impl Operands {
         }
     }
 
+    /// Finds the sources of an op, of which messages have so many bytes, and its local destinations. Otherwise
+    /// what it waits for.
+    #[inline(always)]
+    fn find(
+        &mut self,
+        l: &Launch,
+        links: &mut [AnyLink],
+        (srcs, locals): (&[BoundArg], &[BoundArg]),
+        way: u32,
+        bytes: &impl Fn(&BoundArg) -> usize,
+        local: &impl Fn(&BoundArg) -> *mut u8,
+    ) -> Option<Step> {
+        for (i, a) in srcs.iter().enumerate() {
+            self.srcs[i] = if a.kind == ArgKind::Recv {
+                let n = a.link + way;
+                match links[n as usize].recv(bytes(a), l.fp) {
+                    Recv::Ready(p) => p,
+                    Recv::Pending => return Some(Step::Wait(n)),
+                    Recv::Fault => return Some(Step::Fault(n)),
+                }
+            } else {
+                local(a)
+            };
+        }
+        for (i, a) in locals.iter().enumerate() {
+            self.dsts[i] = local(a);
+        }
+        None
+    }
+
     /// Any op.
     ///
     /// # Safety
@@ -470,20 +500,8 @@ impl Operands {
         let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
         let (srcs, rest) = args.split_at(nsrc);
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
-        for (i, a) in srcs.iter().enumerate() {
-            self.srcs[i] = if a.kind == ArgKind::Recv {
-                let n = a.link + way;
-                match links[n as usize].recv(len, l.fp) {
-                    Recv::Ready(p) => p,
-                    Recv::Pending => return Step::Wait(n),
-                    Recv::Fault => return Step::Fault(n),
-                }
-            } else {
-                local(a)
-            };
-        }
-        for (i, a) in locals.iter().enumerate() {
-            self.dsts[i] = local(a);
+        if let Some(stop) = self.find(l, links, (srcs, locals), way, &|_| len, local) {
+            return stop;
         }
         // A local span that is itself the message.
         let lent = match op.lend {
@@ -565,20 +583,8 @@ impl Operands {
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
         let (count, short) = (len / l.esize, pack.wire.bytes(len / l.esize));
         let bytes = |a: &BoundArg| if a.packed { short } else { len };
-        for (i, a) in srcs.iter().enumerate() {
-            self.srcs[i] = if a.kind == ArgKind::Recv {
-                let n = a.link + way;
-                match links[n as usize].recv(bytes(a), l.fp) {
-                    Recv::Ready(p) => p,
-                    Recv::Pending => return Step::Wait(n),
-                    Recv::Fault => return Step::Fault(n),
-                }
-            } else {
-                local(a)
-            };
-        }
-        for (i, a) in locals.iter().enumerate() {
-            self.dsts[i] = local(a);
+        if let Some(stop) = self.find(l, links, (srcs, locals), way, &bytes, local) {
+            return stop;
         }
         for (i, a) in sends.iter().enumerate() {
             let n = a.link + way;

@@ -64,17 +64,7 @@ fn start(a: &PerfArgs) -> Result<u8> {
         None => a.maxbytes,
     };
     check_memory(ranks, bytes)?;
-    let program =
-        std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))?;
-    launch::launch(&launch::Job {
-        command: "perf",
-        program: program.into(),
-        args: std::env::args_os().skip(1).collect(),
-        ranks,
-        hosts: a.hosts as usize,
-        prefix: true,
-        ours: true,
-    })
+    launch::again("perf", ranks, a.hosts as usize)
 }
 
 /// Two buffers per rank must fit into this machine's free memory, or the kernel would kill ranks.

@@ -199,8 +199,7 @@ fn listen(ranks: &mut [(Child, File)]) -> Receiver<(usize, String)> {
 
 /// Runs a round. `np`: as given on the command line. `logs`: an empty folder for the ranks' output.
 pub fn run(plan: &Plan, np: Option<usize>, logs: &Path) -> Result<Outcome> {
-    let program: PathBuf =
-        std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))?;
+    let program = launch::own_program()?;
     let start = Instant::now();
     let mut children = spawn(&program, plan, np, logs)?;
     let events = listen(&mut children);

@@ -79,17 +79,7 @@ fn start(a: &TuneArgs) -> Result<u8> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let ranks = a.np.map_or(cores.max(2).max(a.hosts as usize), |n| n as usize);
     perf::check_memory(ranks, a.maxbytes)?;
-    let program =
-        std::env::current_exe().map_err(|e| Error::io("cannot find this program's own file", &e))?;
-    launch::launch(&launch::Job {
-        command: "tune",
-        program: program.into(),
-        args: std::env::args_os().skip(1).collect(),
-        ranks,
-        hosts: a.hosts as usize,
-        prefix: true,
-        ours: true,
-    })
+    launch::again("tune", ranks, a.hosts as usize)
 }
 
 fn run(a: &TuneArgs, rank: usize) -> Result<u8> {

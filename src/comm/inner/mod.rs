@@ -43,8 +43,8 @@ use trouble::placed;
 pub use trouble::{aborted, after_failure, panicked};
 
 /// Outputs from this size on are stored past the caches when not in place: they exceed L2. In place too, where
-/// nothing of what is stored was read before, but only from where they exceed L3: 16 MiB took 450 us instead
-/// of 680, 8 MiB the same.
+/// nothing of what is stored was read before, but only from where they exceed L3: 16 MiB took 416 us instead
+/// of 680.
 const STREAM_MIN: usize = 1 << 20;
 const STREAM_GATHER_MIN: usize = 16 << 20;
 
