@@ -169,7 +169,7 @@ impl Bucketer {
         self.lock().close(&self.core, &self.comm)
     }
 
-    /// Waits until the result of gradient `i` is there.
+    /// Waits until the result of gradient `i` is there. Between two steps it is.
     ///
     /// Errors: `InvalidUsage` (its bucket waits for gradients that were not marked), the bucket's failure.
     pub fn wait(&self, i: usize) -> Result<()> {

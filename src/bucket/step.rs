@@ -26,6 +26,8 @@ pub(super) struct Core {
     over: Condvar,
     /// The program's memory is no longer ours.
     dropped: Mutex<bool>,
+    /// A call has failed.
+    failed: AtomicBool,
 }
 
 /// Memory that peers can reach, of our own.
@@ -77,6 +79,7 @@ impl Core {
             runs: Mutex::default(),
             over: Condvar::new(),
             dropped: Mutex::new(false),
+            failed: AtomicBool::new(false),
             layout,
         })
     }
@@ -147,8 +150,9 @@ impl Core {
         let mut runs = lock(&self.runs);
         let run = &mut runs[b];
         run.left = run.left.saturating_sub(1);
-        if let (Err(e), None) = (result, &run.error) {
-            run.error = Some(e.clone());
+        if let Err(e) = result {
+            self.failed.store(true, Ordering::Release);
+            run.error.get_or_insert_with(|| e.clone());
         }
         if run.left == 0 {
             run.ended = Some(Instant::now());
@@ -167,6 +171,15 @@ impl Core {
     /// The program's memory is not touched any more.
     pub fn let_go(&self) {
         *lock(&self.dropped) = true;
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if *self.failed.get_mut() {
+            // A peer that has not heard of the failure may still write here, so nobody else may get this memory.
+            self.memory.drain(..).for_each(std::mem::forget);
+        }
     }
 }
 
@@ -407,9 +420,12 @@ impl State {
             .hint("mark every gradient in every step; write zeros where there is none"))
     }
 
-    /// The buckets of tensor `i`, which must be under way.
+    /// The buckets of tensor `i`, which must be under way; none between steps, when all results are there.
     pub fn pending(&self, i: usize, core: &Arc<Core>) -> Result<Vec<Pending>> {
         self.check()?;
+        if self.steps > 0 && self.ready.iter().all(|t| t.is_nan()) {
+            return Ok(Vec::new());
+        }
         let (first, last) = self.of[i];
         let started = |b: usize| {
             self.left[b] == 0

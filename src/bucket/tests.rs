@@ -167,6 +167,79 @@ fn results_may_be_waited_for_in_the_next_forward_pass() {
 }
 
 #[test]
+fn tensors_may_be_cut() {
+    ranks(2, |comm| {
+        let t = tensors();
+        // SAFETY: all memory is the bucketer's.
+        let b = unsafe { Bucketer::new(comm, &t, BucketerConfig::default()) }.unwrap();
+        // Five elements of f32; then pieces that begin and end within tensor 4, f64.
+        let before = 20 + 4000 + 4;
+        let mut ends = [20, before + 8, before + 30_000 * 8, before + 30_001 * 8, b.core.layout.total()];
+        for step in 0..6 {
+            let mut at = 0;
+            let runs = ends.iter().map(|&end| {
+                let run = (at, end - at, [Share::Backward, Share::Both][step % 2], false);
+                at = end;
+                run
+            });
+            let list = times::fit(&b.core.layout, runs);
+            assert_eq!(list.len(), ends.len());
+            b.lock().adopt(&b.core, Buckets { list, predicted: None });
+            for i in order(step, comm.rank()) {
+                write(&b, &t, step, comm.rank(), i);
+                b.mark_ready(i).unwrap();
+            }
+            b.finish_step().unwrap();
+            (0..t.len()).for_each(|i| check(&b, &t, step, 2, i, true));
+            // The results are there until the next step's marks.
+            b.wait(4).unwrap();
+            ends[1] += 8 * 64;
+        }
+    });
+}
+
+#[test]
+fn a_plan_of_garbage_is_refused() {
+    let l = Layout::new(&tensors()).unwrap();
+    let runs = [(0, 20, Share::Both, true), (20, l.total() - 20, Share::Forward, false)];
+    let plan = Buckets { list: times::fit(&l, runs.into_iter()), predicted: Some(0.25) };
+    let words = times::encode(&plan, &l);
+    let read = times::decode(&words, &l).unwrap();
+    assert_eq!((read.list, read.predicted), (plan.list, plan.predicted));
+    for (place, wrong) in [(0, f64::NAN.to_bits()), (1, 4), (2, 24), (2, u64::MAX), (3, 3), (5, 24), (6, 8)] {
+        let mut words = words.clone();
+        words[place] = wrong;
+        assert_eq!(
+            times::decode(&words, &l).unwrap_err().code,
+            Code::InternalError,
+            "word {place} is {wrong}"
+        );
+    }
+    assert!(times::decode(&words[..5], &l).is_err());
+}
+
+#[test]
+fn a_step_fails_everywhere_if_a_rank_gives_up() {
+    ranks(3, |comm| {
+        let t = tensors();
+        let config = BucketerConfig { fusion: Fusion::Threshold(4000), ..Default::default() };
+        // SAFETY: all memory is the bucketer's.
+        let b = unsafe { Bucketer::new(comm, &t, config) }.unwrap();
+        let mut failed = None;
+        for i in 0..t.len() {
+            if comm.rank() == 1 && i == 5 {
+                comm.abort();
+            }
+            failed = failed.or(b.mark_ready(i).err());
+        }
+        let e = failed.or(b.finish_step().err()).expect("a failure");
+        assert!(!matches!(e.code, Code::InvalidUsage | Code::InvalidArgument), "{e}");
+        // It stays so.
+        assert!(b.finish_step().is_err() && b.wait(0).is_err());
+    });
+}
+
+#[test]
 fn several_threads_may_mark() {
     ranks(2, |comm| {
         let t: Vec<Tensor> = (0..64).map(|i| Tensor::new("", 500 + i, DataType::F32)).collect();

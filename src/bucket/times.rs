@@ -26,9 +26,12 @@ const GAIN: f64 = 0.03;
 const WEIGHT: f64 = 0.125;
 /// Time for measuring calls of one kind.
 const PROBING: Duration = Duration::from_millis(300);
-/// The smallest and the next sizes that are measured, bytes.
+/// The smallest and the next sizes that are measured, bytes; and the largest, after which calls are bound by bandwidth.
 const SMALLEST: usize = 4 << 10;
 const RATIO: usize = 4;
+const LARGEST: usize = 64 << 20;
+/// Tensors of more bytes may be cut.
+const CUT: u64 = 16 << 20;
 
 /// What a kind of call takes: measured alone, corrected by what buckets took in steps.
 struct Measured {
@@ -143,7 +146,7 @@ pub(super) fn by_rule(layout: &Layout, config: &BucketerConfig) -> Buckets {
 
 /// Makes buckets of runs of bytes that follow each other. Tensors without elements go with what comes after
 /// them, or, at the end, before.
-fn fit(layout: &Layout, runs: impl Iterator<Item = (u64, u64, Share, bool)>) -> Vec<Bucket> {
+pub(super) fn fit(layout: &Layout, runs: impl Iterator<Item = (u64, u64, Share, bool)>) -> Vec<Bucket> {
     let mut list: Vec<Bucket> = Vec::new();
     for (offset, bytes, share, packed) in runs.filter(|r| r.1 > 0) {
         let mut span = layout.span(offset, bytes);
@@ -240,24 +243,32 @@ impl Times {
         comm.all_reduce(&mut times, RedOp::Max)?;
         let (step, slower) = (times[2 * n], times[2 * n + 1]);
         let mut found = Vec::new();
+        let mut failed = None;
         if comm.rank() == 0 {
-            let buckets = self.plan(core, &times[..n], &times[n..2 * n], slower, config.late)?;
-            let same = buckets.list == state.buckets.list;
-            let better = buckets.predicted.is_some_and(|s| s < step * (1.0 - GAIN));
-            if first || !same && better {
-                found = encode(&buckets, &core.layout);
+            match self.plan(core, &times[..n], &times[n..2 * n], slower, config.late) {
+                Ok(buckets) => {
+                    let same = buckets.list == state.buckets.list;
+                    let better = buckets.predicted.is_some_and(|s| s < step * (1.0 - GAIN));
+                    if first || !same && better {
+                        found = encode(&buckets, &core.layout);
+                    }
+                }
+                // The others wait to hear of it.
+                Err(e) => failed = Some(e),
             }
         }
-        let mut len = [found.len() as u64];
+        let mut len = [if failed.is_some() { FAILED } else { found.len() as u64 }];
         comm.broadcast(&mut len, 0)?;
-        if len[0] == 0 {
-            return Ok(None);
+        match (failed, len[0]) {
+            (Some(e), _) => return Err(e),
+            (None, 0) => return Ok(None),
+            (None, words) if words > most_words(&core.layout) => return Err(no_plan()),
+            (None, words) => found.resize(words as usize, 0),
         }
-        found.resize(len[0] as usize, 0);
         comm.broadcast(&mut found, 0)?;
         // The means are those of the old buckets; compute's hardly change.
         (self.step, self.counted) = (0.0, 0);
-        Ok(Some(decode(&found, &core.layout)))
+        decode(&found, &core.layout).map(Some)
     }
 
     fn plan(
@@ -296,7 +307,7 @@ impl Times {
         let halves = known.halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
         let costs = Costs { all_reduce: &either, halves };
         let modes = if late { Mode::ALL.to_vec() } else { vec![Mode::AllReduce] };
-        let plan = plan::plan(&model, &costs, &Options { modes, cut: 0 })?;
+        let plan = plan::plan(&model, &costs, &Options { modes, cut: CUT })?;
         let runs = plan.buckets.iter().map(|b| {
             let packed = b.share != Share::Both && either.second(b.bytes);
             (b.offset, b.bytes, b.share, packed)
@@ -317,8 +328,22 @@ impl Known {
     }
 }
 
+/// Instead of the number of words of a plan: rank 0 has none, and fails.
+const FAILED: u64 = u64::MAX;
+
+/// More than any plan of these tensors has.
+fn most_words(layout: &Layout) -> u64 {
+    1 + 4 * (2 * layout.tensors.len() as u64 + layout.total() / CUT)
+}
+
+fn no_plan() -> Error {
+    Error::internal("rank 0 sent no plan that fits these tensors")
+        .who("a bucketer")
+        .hint("look at its output; does it run the same version?")
+}
+
 /// Numbers for the other ranks: the prediction, then four for each bucket.
-fn encode(buckets: &Buckets, layout: &Layout) -> Vec<u64> {
+pub(super) fn encode(buckets: &Buckets, layout: &Layout) -> Vec<u64> {
     let mut words = vec![buckets.predicted.unwrap_or(0.0).to_bits()];
     let mut offset = 0;
     for b in &buckets.list {
@@ -329,27 +354,34 @@ fn encode(buckets: &Buckets, layout: &Layout) -> Vec<u64> {
     words
 }
 
-fn decode(words: &[u64], layout: &Layout) -> Buckets {
-    let share = |w| match w {
-        0 => Share::Backward,
-        1 => Share::Forward,
-        _ => Share::Both,
-    };
-    let runs = words[1..].chunks_exact(4).map(|w| (w[0], w[1], share(w[2]), w[3] == 1));
-    Buckets { list: fit(layout, runs), predicted: Some(f64::from_bits(words[0])) }
+pub(super) fn decode(words: &[u64], layout: &Layout) -> Result<Buckets> {
+    let predicted = f64::from_bits(words[0]);
+    let (mut runs, mut end) = (Vec::new(), 0u64);
+    for w in words[1..].chunks_exact(4) {
+        let share = [Share::Backward, Share::Forward, Share::Both].into_iter().find(|s| *s as u64 == w[2]);
+        let next = end.checked_add(w[1]).filter(|_| w[0] == end);
+        let (Some(share), Some(next)) = (share, next) else { return Err(no_plan()) };
+        runs.push((end, w[1], share, w[3] == 1));
+        end = next;
+    }
+    match end == layout.total() && predicted.is_finite() {
+        true => Ok(Buckets { list: fit(layout, runs.into_iter()), predicted: Some(predicted) }),
+        false => Err(no_plan()),
+    }
 }
 
-/// Measures calls of sizes up to `total` bytes, as many as fit the time. The others follow from the last
+/// Measures calls of sizes up to `total` and [`LARGEST`] bytes, as many as fit the time. The others follow from the last
 /// two. Every rank gets the same.
 fn probe(comm: &Communicator, collective: Collective, wire: Option<Wire>, total: usize) -> Result<Measured> {
     let n = comm.size();
     let unit = 4 * n;
-    let buffer = Probe::new(total.next_multiple_of(unit).max(SMALLEST.next_multiple_of(unit)))?;
+    let total = total.clamp(SMALLEST, LARGEST);
+    let buffer = Probe::new(total.next_multiple_of(unit))?;
     let mut points: Vec<(f64, f64)> = Vec::new();
     let mut bytes = SMALLEST;
     let mut spent = 0.0;
     loop {
-        let whole = bytes.min(total.max(SMALLEST)).next_multiple_of(unit);
+        let whole = bytes.min(total).next_multiple_of(unit);
         let mut times = [0.0f64; 3];
         for warm in [true, false, false, false] {
             comm.barrier()?;
