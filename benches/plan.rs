@@ -22,7 +22,7 @@ fn plans(c: &mut Criterion) {
         let mut g = c.benchmark_group(format!("plan {}", mode.name()));
         // Bound by the network, by neither, and by compute; closed forms, and a list of 20 prices.
         for (network, ranks) in [("1gbe", 64), ("10gbe", 64), ("ib56", 16), ("10gbe-osu", 8)] {
-            let prices = Network::built_in(network).expect("a network").prices(ranks, ranks, None, &[]);
+            let prices = Network::built_in(network).expect("a network").prices(ranks, ranks, None, &[], None);
             let prices = prices.expect("prices");
             let options = Options { modes: vec![mode], cut: 0 };
             g.sample_size(10);

@@ -42,6 +42,25 @@ fn a_ring_takes_what_its_formula_says() {
 }
 
 #[test]
+fn packed_messages_take_less_of_the_network() {
+    // Copying takes 1 ns/B, so packing and unpacking do.
+    let cluster = file("packed.toml", &format!("copy = {{ gbs = 1 }}\n{}", SIMPLE.replace("= 2\n", "= 1\n")));
+    let cluster = cluster.to_str().unwrap();
+    let time = |more: &[&str]| {
+        let args =
+            ["--cluster", cluster, "--ranks", "2", "--algo", "direct", "--sizes", "2M", "--message", "2M"];
+        lines(&sim(&[&args[..], more].concat()))[0][4].parse::<f64>().unwrap()
+    };
+    // Two messages of 1 MiB, whole or halved, each with two passes.
+    let (whole, half) = (time(&[]), time(&["--wire", "half"]));
+    assert!((whole - 2.0 * (10.0 + 1048.576)).abs() < 0.1, "{whole}");
+    assert!((half - 2.0 * (10.0 + 2.5 * 1048.576)).abs() < 0.1, "{half}");
+    let wrong = sim(&["--cluster", cluster, "--algo", "ring", "--wire", "half"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("can pack"));
+    let _ = std::fs::remove_file(cluster);
+}
+
+#[test]
 fn auto_is_the_cheapest_of_all() {
     let all = lines(&sim(&["--ranks", "64", "--algo", "all", "--sizes", "4K"]));
     let auto = lines(&sim(&["--ranks", "64", "--sizes", "4K"]));
@@ -78,7 +97,7 @@ fn results_are_written() {
 fn training_scales_better_the_cleverer_it_is() {
     let svg = file("a.svg", "");
     let args =
-        ["--train", "resnet50", "--compute", "293.6", "--batch", "64", "--wire", "f16", "--ranks", "128"];
+        ["--train", "resnet50", "--compute", "293.6", "--batch", "64", "--type", "f16", "--ranks", "128"];
     let o = sim(&[&args[..], &["--svg", svg.to_str().unwrap()]].concat());
     let rows = lines(&o);
     let efficiency: Vec<f64> = rows

@@ -9,7 +9,7 @@ use super::layout::Layout;
 use super::step::{Core, State};
 use super::{Bucket, BucketerConfig, Buckets, Fusion, StepTimes};
 use crate::comm::{Call, Communicator};
-use crate::cost::{Curve, Price, Prices};
+use crate::cost::{Cheapest, Curve, Price, Prices};
 use crate::plan::{self, Costs, Mode, Model, Options, Share};
 use crate::reduce::Wire;
 use crate::schedule::Collective;
@@ -36,31 +36,13 @@ const CUT: u64 = 16 << 20;
 /// What a kind of call takes: measured alone, corrected by what buckets took in steps.
 struct Measured {
     curve: Curve,
+    wire: Option<Wire>,
     factor: f64,
 }
 
 impl Prices for Measured {
     fn price(&self, bytes: u64) -> Price {
-        Price { ns: self.curve.at(bytes as f64) * self.factor, algorithm: "", ways: 0, message: 0 }
-    }
-}
-
-/// The cheaper of two for every size.
-struct Either<'a>(&'a Measured, Option<&'a Measured>);
-
-impl Either<'_> {
-    /// The second is cheaper.
-    fn second(&self, bytes: u64) -> bool {
-        self.1.is_some_and(|p| p.price(bytes).ns < self.0.price(bytes).ns)
-    }
-}
-
-impl Prices for Either<'_> {
-    fn price(&self, bytes: u64) -> Price {
-        match self.1 {
-            Some(p) if self.second(bytes) => p.price(bytes),
-            _ => self.0.price(bytes),
-        }
+        Price { wire: self.wire, ..Price::new(self.curve.at(bytes as f64) * self.factor, "") }
     }
 }
 
@@ -303,15 +285,12 @@ impl Times {
             }
         });
         let model = Model::new(tensors.collect())?;
-        let either = Either(&known.all_reduce, known.packed.as_ref());
+        let all_reduce = Cheapest(std::iter::once(&known.all_reduce).chain(&known.packed).collect());
         let halves = known.halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
-        let costs = Costs { all_reduce: &either, halves };
+        let costs = Costs { all_reduce: &all_reduce, halves };
         let modes = if late { Mode::ALL.to_vec() } else { vec![Mode::AllReduce] };
         let plan = plan::plan(&model, &costs, &Options { modes, cut: CUT })?;
-        let runs = plan.buckets.iter().map(|b| {
-            let packed = b.share != Share::Both && either.second(b.bytes);
-            (b.offset, b.bytes, b.share, packed)
-        });
+        let runs = plan.buckets.iter().map(|b| (b.offset, b.bytes, b.share, b.reduce.wire.is_some()));
         Ok(Buckets { list: fit(&core.layout, runs), predicted: Some(plan.ns / 1e9) })
     }
 }
@@ -405,7 +384,7 @@ fn probe(comm: &Communicator, collective: Collective, wire: Option<Wire>, total:
         }
         bytes *= RATIO;
     }
-    Ok(Measured { curve: Curve::new(points)?, factor: 1.0 })
+    Ok(Measured { curve: Curve::new(points)?, wire, factor: 1.0 })
 }
 
 /// A buffer to measure with.

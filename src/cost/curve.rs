@@ -77,6 +77,28 @@ impl Curve {
         }
     }
 
+    /// What takes `ns(bytes)` here, where only `ratio` (above 0) of the bytes are left.
+    pub fn shrunk(&self, ratio: f64) -> Curve {
+        Curve {
+            points: self.points.iter().map(|p| (p.0 / ratio, p.1)).collect(),
+            slopes: self.slopes.iter().map(|s| s * ratio).collect(),
+        }
+    }
+
+    /// One after the other.
+    pub fn plus(&self, other: &Curve) -> Curve {
+        let mut sizes: Vec<f64> = self.points.iter().chain(&other.points).map(|p| p.0).collect();
+        sizes.sort_unstable_by(f64::total_cmp);
+        sizes.dedup();
+        let points: Vec<(f64, f64)> = sizes.iter().map(|&b| (b, self.at(b) + other.at(b))).collect();
+        let slope = |c: &Curve, b: f64| {
+            let i = c.points.iter().rposition(|p| p.0 <= b);
+            i.map_or(0.0, |i| c.slopes[i])
+        };
+        let slopes = sizes.iter().map(|&b| slope(self, b) + slope(other, b)).collect();
+        Curve { points, slopes }
+    }
+
     /// Takes no time at any size.
     pub fn is_zero(&self) -> bool {
         self.points.iter().all(|p| p.1 == 0.0) && self.slopes.iter().all(|&s| s == 0.0)
@@ -114,6 +136,17 @@ mod tests {
         }
         let one = Curve::new(vec![(100.0, 7.0)]).unwrap();
         assert_eq!((one.at(0.0), one.at(100.0), one.at(1e9)), (7.0, 7.0, 7.0));
+    }
+
+    #[test]
+    fn curves_add_up_and_shrink() {
+        let a = Curve::new(vec![(8.0, 10.0), (16.0, 30.0), (32.0, 26.0), (64.0, 58.0)]).unwrap();
+        let b = Curve::line(5.0, 0.25);
+        for bytes in [0.0, 4.0, 8.0, 12.0, 20.0, 40.0, 64.0, 1e3, 3e6] {
+            let sum = a.plus(&b).at(bytes);
+            assert!((sum - a.at(bytes) - b.at(bytes)).abs() < 1e-9 * sum, "{bytes}");
+            assert!((a.shrunk(0.25).at(bytes) - a.at(bytes / 4.0)).abs() < 1e-9 * sum, "{bytes}");
+        }
     }
 
     #[test]

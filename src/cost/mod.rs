@@ -12,6 +12,7 @@ mod price;
 pub use curve::Curve;
 pub use price::{Cheapest, Linear, Price, PriceList, Prices};
 
+use crate::reduce::Wire;
 use crate::{Error, Result};
 
 /// How a message gets from one rank to another: LogGP with curves (Alexandrov et al. 1995: `o` and its
@@ -137,6 +138,18 @@ impl Machine {
         }
     }
 
+    /// The same for calls whose messages of f32 between hosts are packed ([`Wire`]): fewer bytes, and on either side a
+    /// pass over the f32, which is taken to cost what copying them does. Sizes stay those of the f32.
+    pub fn packed(&self, wire: Wire) -> Machine {
+        let mut m = self.clone();
+        let ratio = wire.ratio();
+        for curve in [&mut m.across.send, &mut m.across.recv] {
+            *curve = curve.shrunk(ratio).plus(&self.copy);
+        }
+        m.across.link = m.across.link.shrunk(ratio);
+        m
+    }
+
     /// Numbers that make sense, or what does not (`InvalidArgument`). Curves are checked when they are made.
     pub fn check(&self) -> Result<()> {
         self.inside.check("inside")?;
@@ -173,6 +186,17 @@ mod tests {
         level.link = Curve::line(30.0, 0.1);
         level.recv = Curve::constant(7.0);
         assert_eq!(level.one_way(200.0), 1157.0);
+    }
+
+    #[test]
+    fn packing_costs_two_passes_and_saves_bytes() {
+        let mut m = Machine::alpha_beta(1000.0, 1.0, 0.0);
+        m.copy = Curve::line(3.0, 0.125);
+        m.across.link = Curve::line(0.0, 2.0);
+        let p = m.packed(Wire::F16);
+        assert_eq!(p.inside, m.inside);
+        assert_eq!(p.across.one_way(800.0), 1000.0 + 400.0 + 2.0 * 400.0 + 2.0 * (3.0 + 100.0));
+        assert_eq!(m.packed(Wire::Int8).across.link.at(64.0), 2.0 * 17.0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Prices of collectives.
 
+use crate::reduce::Wire;
 use crate::{Error, Result};
 
 /// What one collective costs, and how it would be done.
@@ -11,6 +12,15 @@ pub struct Price {
     /// Tiles worked on at a time, and the largest message to aim at, bytes. 0: not said.
     pub ways: u32,
     pub message: u32,
+    /// Messages between hosts are packed.
+    pub wire: Option<Wire>,
+}
+
+impl Price {
+    /// Of which only this is known.
+    pub const fn new(ns: f64, algorithm: &'static str) -> Price {
+        Price { ns, algorithm, ways: 0, message: 0, wire: None }
+    }
 }
 
 /// Prices of one collective on one machine and layout: the cheapest choice for every size.
@@ -21,6 +31,16 @@ pub trait Prices {
     /// The times alone, for many sizes, into as many places: planners ask for a hundred thousand.
     fn times(&self, bytes: &[u64], ns: &mut [f64]) {
         ns.iter_mut().zip(bytes).for_each(|(t, b)| *t = self.price(*b).ns);
+    }
+}
+
+impl<P: Prices + ?Sized> Prices for &P {
+    fn price(&self, bytes: u64) -> Price {
+        (**self).price(bytes)
+    }
+
+    fn times(&self, bytes: &[u64], ns: &mut [f64]) {
+        (**self).times(bytes, ns)
     }
 }
 
@@ -36,6 +56,8 @@ pub struct Linear {
     pub a: f64,
     /// ns per byte.
     pub b: f64,
+    /// As in [`Price`].
+    pub wire: Option<Wire>,
 }
 
 /// Steps of a doubling, log2(n) rounded up.
@@ -46,7 +68,7 @@ fn log2(n: u32) -> f64 {
 impl Linear {
     /// A measured or given line.
     pub fn new(algorithm: &'static str, a: f64, b: f64) -> Linear {
-        Linear { algorithm, a, b }
+        Linear { algorithm, a, b, wire: None }
     }
 
     /// Ring allreduce: `2 (n - 1)` messages of `bytes / n`, half of them folded.
@@ -94,7 +116,8 @@ impl Linear {
 
 impl Prices for Linear {
     fn price(&self, bytes: u64) -> Price {
-        Price { ns: self.a + self.b * bytes as f64, algorithm: self.algorithm, ways: 0, message: 0 }
+        let price = Price::new(self.a + self.b * bytes as f64, self.algorithm);
+        Price { wire: self.wire, ..price }
     }
 
     fn times(&self, bytes: &[u64], ns: &mut [f64]) {
@@ -108,9 +131,18 @@ pub struct Cheapest<P>(pub Vec<P>);
 impl<P: Prices> Prices for Cheapest<P> {
     /// Of none it is infinite.
     fn price(&self, bytes: u64) -> Price {
-        let none = Price { ns: f64::INFINITY, algorithm: "", ways: 0, message: 0 };
+        let none = Price::new(f64::INFINITY, "");
         let prices = self.0.iter().map(|p| p.price(bytes));
         prices.fold(none, |best, p| if p.ns < best.ns { p } else { best })
+    }
+
+    fn times(&self, bytes: &[u64], ns: &mut [f64]) {
+        ns.fill(f64::INFINITY);
+        let mut one = vec![0.0; ns.len()];
+        for p in &self.0 {
+            p.times(bytes, &mut one);
+            ns.iter_mut().zip(&one).for_each(|(t, o)| *t = t.min(*o));
+        }
     }
 }
 
@@ -206,7 +238,7 @@ mod tests {
     use super::*;
 
     fn price(ns: f64, algorithm: &'static str) -> Price {
-        Price { ns, algorithm, ways: 1, message: 65536 }
+        Price { ways: 1, message: 65536, ..Price::new(ns, algorithm) }
     }
 
     #[test]

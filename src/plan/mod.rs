@@ -21,6 +21,7 @@ pub use network::{Network, NetworkPrices};
 pub use rules::{Alternative, alternatives};
 
 use crate::cost::{Price, Prices};
+use crate::reduce::Wire;
 use crate::{Error, Result};
 
 use search::{Atoms, Cut, Work};
@@ -87,6 +88,8 @@ pub struct Span {
     pub start: f64,
     pub end: f64,
     pub algorithm: &'static str,
+    /// Messages between hosts are packed.
+    pub wire: Option<Wire>,
 }
 
 /// Gradients that travel together.
@@ -227,13 +230,13 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut], bound: Bound) -> 
     let mut spend = |start: f64, price: Price| {
         let start = lane.max(start);
         lane = start + price.ns;
-        Span { start, end: lane, algorithm: price.algorithm }
+        Span { start, end: lane, algorithm: price.algorithm, wire: price.wire }
     };
     let mut buckets: Vec<Bucket> = Vec::with_capacity(cuts.len());
     for &(i, j, share) in cuts {
         let bytes = a.bytes[j] - a.bytes[i];
         let reduce = match share {
-            Share::Forward => Span { start: 0.0, end: 0.0, algorithm: "" },
+            Share::Forward => Span { start: 0.0, end: 0.0, algorithm: "", wire: None },
             _ => spend(a.ready[j], costs.first(share, bytes)),
         };
         buckets.push(Bucket {

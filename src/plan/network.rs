@@ -2,6 +2,7 @@
 
 use super::Costs;
 use crate::cost::{Linear, Price, PriceList, Prices};
+use crate::reduce::Wire;
 use crate::{Error, Result};
 
 const LINES: &str = include_str!("data/networks.csv");
@@ -141,13 +142,15 @@ impl Network {
     /// Prices for `ranks` ranks on `hosts` hosts, which divide them evenly and have one link of this network each;
     /// inside hosts messages go over `inside`. Of `algorithms` (empty: all that are known) the cheapest. With a
     /// rank per host: `ring`, `recursive_doubling`, `halving_doubling` (powers of two). With more: `ring`,
-    /// `hier_2d`, `hier_leader`. `docs/plan.md` has the forms. `InvalidArgument` if there is none.
+    /// `hier_2d`, `hier_leader`. `docs/plan.md` has the forms. With `wire` also what packs messages of f32 between hosts:
+    /// `direct`, or with more ranks a host `hier_direct`. `InvalidArgument` if there is none.
     pub fn prices(
         &self,
         ranks: u32,
         hosts: u32,
         inside: Option<&Network>,
         algorithms: &[&str],
+        wire: Option<Wire>,
     ) -> Result<NetworkPrices> {
         let wrong = |what: String, hint: String| Err(Error::argument(what).who(self.name).hint(hint));
         if ranks == 0 || hosts == 0 || !ranks.is_multiple_of(hosts) {
@@ -172,6 +175,12 @@ impl Network {
                     "leave the choice of one out".into(),
                 );
             }
+            if wire.is_some() {
+                return wrong(
+                    "what packed messages cost does not follow from this measurement".into(),
+                    "take a network that is known by its links or by lines, or a cluster".into(),
+                );
+            }
             let whole = || Forms::List(list.clone());
             return Ok(NetworkPrices { all_reduce: whole(), half: Forms::Half(Box::new(whole())) });
         }
@@ -181,7 +190,8 @@ impl Network {
                 "take a network that is known by its links or by lines".into(),
             );
         };
-        let lines = if k == 1 { flat(ranks, out) } else { grouped(k, hosts, link, out) };
+        let mut lines = if k == 1 { flat(ranks, out) } else { grouped(k, hosts, link, out) };
+        lines.extend(wire.map(|w| packed(k, hosts, link, out, w)));
         let names: Vec<&str> = lines.iter().map(|l| l.algorithm).collect();
         let chosen: Vec<Linear> = lines.iter().filter(|l| wanted(l.algorithm)).copied().collect();
         if chosen.is_empty() {
@@ -192,7 +202,9 @@ impl Network {
         }
         // Every one of these is a reduce_scatter and an all_gather of the same cost, apart from folding, but for
         // doubling (which moves whole buffers) and the one with leaders (only these have the sum in between).
-        let whole = |l: &&Linear| l.algorithm != "recursive_doubling" && l.algorithm != "hier_leader";
+        let whole = |l: &&Linear| {
+            l.algorithm != "recursive_doubling" && l.algorithm != "hier_leader" && l.wire.is_none()
+        };
         let halves: Vec<Linear> = chosen.iter().filter(whole).copied().collect();
         let half = if halves.is_empty() { chosen.clone() } else { halves };
         Ok(NetworkPrices {
@@ -236,6 +248,14 @@ fn grouped(k: u32, h: u32, inside: Link, out: Link) -> Vec<Linear> {
     vec![ring, two_level, leader]
 }
 
+/// As [`Linear::two_level`], but hosts send to each other directly, in a form that rounds, and each message pays its
+/// alpha, as those of a ring do. The passes that pack are not counted: nothing was published of the cores.
+fn packed(k: u32, h: u32, inside: Link, out: Link, wire: Wire) -> Linear {
+    let shared = (out.alpha, out.beta * f64::from(k) * wire.ratio());
+    let line = Linear::two_level(k, h, (inside.alpha, inside.beta), shared, out.gamma);
+    Linear { algorithm: if k == 1 { "direct" } else { "hier_direct" }, wire: Some(wire), ..line }
+}
+
 fn rows(text: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
     let lines = text.lines().filter(|l| !l.starts_with('#')).skip(1);
     lines.map(|l| l.split(',').collect())
@@ -252,7 +272,7 @@ fn curves() -> Vec<(u32, PriceList)> {
         if all.last().is_none_or(|c| c.0 != ranks) {
             all.push((ranks, Vec::new()));
         }
-        let price = Price { ns: number(row[2]) * 1e3, algorithm: "measured", ways: 0, message: 0 };
+        let price = Price::new(number(row[2]) * 1e3, "measured");
         all.last_mut().expect("one was pushed").1.push((number(row[1]) as u64, price));
     }
     let list = |points| PriceList::new(points).expect("built-in data are a list");
@@ -274,7 +294,7 @@ mod tests {
             assert_eq!(net.name, name);
             let Kind::Measured(rows) = &net.kind else { continue };
             for &(n, a, b) in rows {
-                let p = net.prices(n, n, None, &["ring"]).unwrap();
+                let p = net.prices(n, n, None, &["ring"], None).unwrap();
                 for bytes in [0u64, 1 << 20, 1 << 30] {
                     let want = a + b * bytes as f64;
                     assert!((ns(&p, bytes) - want).abs() <= 1e-9 * want, "{name} {n} {bytes}");
@@ -287,18 +307,18 @@ mod tests {
     #[test]
     fn curves_have_their_knee() {
         let net = Network::built_in("10gbe-osu").unwrap();
-        let p = net.prices(8, 8, None, &[]).unwrap();
+        let p = net.prices(8, 8, None, &[], None).unwrap();
         assert_eq!((ns(&p, 8192), ns(&p, 12288)), (182_030.0, 791_790.0));
         let halves = p.costs().halves.unwrap();
         assert_eq!(halves.0.price(8192).ns, 91_015.0);
-        let e = net.prices(64, 64, None, &[]).err().unwrap().to_string();
+        let e = net.prices(64, 64, None, &[], None).err().unwrap().to_string();
         assert!(e.contains("no measurement of 64 ranks") && e.contains("2, 4, 8"), "{e}");
     }
 
     #[test]
     fn scaled_by_closed_forms() {
         let net = Network::built_in("roce100").unwrap();
-        let one = |name: &str, n, hosts| net.prices(n, hosts, Some(&net), &[name]).unwrap();
+        let one = |name: &str, n, hosts| net.prices(n, hosts, Some(&net), &[name], None).unwrap();
         // 100 bytes: 8 ns per hop of all of them.
         assert_eq!(ns(&one("ring", 4, 4), 100), 60_000.0 + 12.0);
         assert_eq!(ns(&one("recursive_doubling", 4, 4), 100), 20_000.0 + 16.0);
@@ -306,13 +326,22 @@ mod tests {
         // The published steps at 1024 with groups of 16: 186, against 2046.
         assert_eq!(ns(&one("hier_leader", 1024, 64), 0), 186.0 * 10_000.0);
         assert_eq!(ns(&one("ring", 1024, 64), 0), 2046.0 * 10_000.0);
+        // Half of the bytes between hosts, in as many messages.
+        let levels = ["hier_2d", "hier_direct"];
+        let ns = |wire, bytes| {
+            net.prices(16, 4, Some(&net), &levels, wire).unwrap().costs().all_reduce.price(bytes)
+        };
+        let (whole, half) = (ns(None, 1 << 26), ns(Some(Wire::F16), 1 << 26));
+        assert_eq!((half.algorithm, half.wire, whole.wire), ("hier_direct", Some(Wire::F16), None));
+        let saved = 2.0 * 0.75 * 0.08 / 2.0 * f64::from(1 << 26);
+        assert!((whole.ns - half.ns - saved).abs() < 1e-6 * saved, "{} {} {saved}", whole.ns, half.ns);
         // The cheapest wins, and says so.
-        let all = net.prices(64, 64, None, &[]).unwrap();
+        let all = net.prices(64, 64, None, &[], None).unwrap();
         assert_eq!(all.costs().all_reduce.price(1024).algorithm, "recursive_doubling");
         assert_eq!(all.costs().all_reduce.price(1 << 30).algorithm, "halving_doubling");
-        let e = net.prices(6, 4, None, &[]).err().unwrap().to_string();
+        let e = net.prices(6, 4, None, &[], None).err().unwrap().to_string();
         assert!(e.contains("spread evenly"), "{e}");
-        let e = net.prices(6, 6, None, &["hier_2d"]).err().unwrap().to_string();
+        let e = net.prices(6, 6, None, &["hier_2d"], None).err().unwrap().to_string();
         assert!(e.contains("known: ring, recursive_doubling"), "{e}");
     }
 }

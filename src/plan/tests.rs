@@ -47,7 +47,7 @@ fn prices(r: &mut Random) -> Box<dyn Prices> {
             let (mut bytes, mut ns) = (1 + r.below(20), r.below(40) as f64);
             let mut points = Vec::new();
             for _ in 0..6 {
-                points.push((bytes, Price { ns, algorithm: "list", ways: 0, message: 0 }));
+                points.push((bytes, Price::new(ns, "list")));
                 bytes += 1 + r.below(80);
                 ns += [r.below(20), r.below(200)][r.below(2) as usize] as f64;
             }
@@ -225,7 +225,7 @@ fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
     };
     let line = Linear::new("line", 5.0, 1.0);
     assert_eq!(time(&line, 0), time(&line, 400));
-    let at = |ns| Price { ns, algorithm: "knee", ways: 0, message: 0 };
+    let at = |ns| Price::new(ns, "knee");
     let knee =
         PriceList::new(vec![(1, at(10.0)), (2048, at(1000.0)), (2049, at(4000.0)), (8192, at(9000.0))]);
     let knee = knee.unwrap();
@@ -262,7 +262,7 @@ fn by_layer(m: &Model) -> Model {
 }
 
 fn published(name: &str, ranks: u32) -> NetworkPrices {
-    Network::built_in(name).unwrap().prices(ranks, ranks, None, &["ring"]).unwrap()
+    Network::built_in(name).unwrap().prices(ranks, ranks, None, &["ring"], None).unwrap()
 }
 
 /// Iterations in ms, simulated by others' code on the same traces: wfbp, one group, 25 MiB, 64 MiB, MG-WFBP,
@@ -306,7 +306,7 @@ fn no_rule_is_better() {
                 ranks.extend([16, 64, 1024]);
             }
             for n in ranks {
-                let prices = net.prices(n, n, None, &[]).unwrap();
+                let prices = net.prices(n, n, None, &[], None).unwrap();
                 let case = format!("{name} on {network} x {n}");
                 for (m, cut) in [(&tensors, 0), (&layers, 0), (&layers, 16 << 20), (&half, 0)] {
                     let p = never_worse(m, &prices.costs(), cut, &case);
@@ -358,7 +358,7 @@ fn many() -> Model {
 fn plans_are_quick() {
     let m = many();
     for (network, ranks) in [("10gbe", 64), ("roce100", 1024), ("10gbe-osu", 8)] {
-        let prices = Network::built_in(network).unwrap().prices(ranks, ranks, None, &[]).unwrap();
+        let prices = Network::built_in(network).unwrap().prices(ranks, ranks, None, &[], None).unwrap();
         for (mode, ms) in Mode::ALL.into_iter().zip([20, 2000, 200]) {
             let start = std::time::Instant::now();
             plan(&m, &prices.costs(), &Options { modes: vec![mode], cut: 0 }).unwrap();
@@ -372,7 +372,7 @@ fn plans_are_quick() {
 fn p40(name: &str, compute_ms: f64, algorithms: &[&str]) -> (Model, NetworkPrices) {
     let m = Model::built_in(name).unwrap().sent_as(DataType::F16).in_time(compute_ms * 1e6).unwrap();
     let (out, inside) = (Network::built_in("roce100").unwrap(), Network::built_in("pcie3").unwrap());
-    (m, out.prices(1024, 128, Some(&inside), algorithms).unwrap())
+    (m, out.prices(1024, 128, Some(&inside), algorithms, None).unwrap())
 }
 
 /// The splits in two that were found by hand for these networks in 2018: AlexNet 20|21, ResNet-50 76|77.

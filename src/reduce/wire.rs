@@ -43,6 +43,11 @@ impl Wire {
         Wire::ALL.into_iter().find(|w| w.name() == name)
     }
 
+    /// Bytes of a long message, divided by those of its f32.
+    pub fn ratio(self) -> f64 {
+        self.bytes(BLOCK) as f64 / (4 * BLOCK) as f64
+    }
+
     /// Bytes of a message of `len` elements.
     #[inline]
     pub fn bytes(self, len: usize) -> usize {

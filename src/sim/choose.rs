@@ -1,9 +1,11 @@
 //! The cheapest way to do a collective, by simulating the candidates.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::{Noise, Report, Shape, Sim, Symmetry};
 use crate::cost::{Machine, Price, PriceList, Prices};
+use crate::reduce::Wire;
 use crate::schedule::{Algorithm, Collective, Groups, algorithms_of};
 use crate::{Error, Result};
 
@@ -15,6 +17,8 @@ pub struct Candidates {
     pub ways: Vec<u32>,
     /// Largest messages to aim at, bytes. The first and the last are tried first.
     pub messages: Vec<u32>,
+    /// Messages of f32 between hosts are packed: see [`Candidates::packed`].
+    wire: Option<Wire>,
 }
 
 impl Candidates {
@@ -26,7 +30,15 @@ impl Candidates {
             algorithms: algorithms_of(collective).filter(fits).collect(),
             ways: vec![1, 2, 4],
             messages: vec![256 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20],
+            wire: None,
         }
+    }
+
+    /// The same with messages of f32 between hosts in this form, by the algorithms that can: sizes stay those of the f32.
+    pub fn packed(mut self, wire: Wire) -> Candidates {
+        self.algorithms.retain(|a| a.packs);
+        self.wire = Some(wire);
+        self
     }
 }
 
@@ -34,7 +46,8 @@ impl Candidates {
 pub struct Pricer<'a> {
     collective: Collective,
     ranks: usize,
-    machine: &'a Machine,
+    machine: Cow<'a, Machine>,
+    wire: Option<Wire>,
     sims: Vec<(&'static Algorithm, Sim)>,
     ways: Vec<u32>,
     messages: Vec<u32>,
@@ -92,6 +105,10 @@ impl<'a> Pricer<'a> {
             return Err(Error::argument(format!("there is no rank {root} of {n}"))
                 .hint("give a root that is one of the ranks"));
         }
+        let machine = match candidates.wire {
+            Some(wire) => Cow::Owned(machine.packed(wire)),
+            None => Cow::Borrowed(machine),
+        };
         let (ranks, most) = if full.is_some() { (usize::MAX, OPS_IN_FULL) } else { (RANKS, OPS) };
         let (mut sims, mut left_out) = (Vec::new(), None);
         let alone = candidates.algorithms.len() == 1;
@@ -100,7 +117,7 @@ impl<'a> Pricer<'a> {
             let buildable =
                 Sim::buildable(a, groups, if alone { Sim::PEERS } else { RANKS }).and_then(|()| {
                     if full.is_none() {
-                        symmetry = Symmetry::of(a, groups, machine);
+                        symmetry = Symmetry::of(a, groups, &machine);
                         played = symmetry.unit(n);
                     }
                     let ops = || a.program(0, groups, root).lanes.iter().map(|l| l.ops.len()).sum::<usize>();
@@ -122,8 +139,8 @@ impl<'a> Pricer<'a> {
                     .hint("name one of the collective's algorithms")
             }));
         }
-        let (ways, messages) = (candidates.ways, candidates.messages);
-        Ok(Pricer { collective, ranks: n, machine, sims, ways, messages, full })
+        let Candidates { ways, messages, wire, .. } = candidates;
+        Ok(Pricer { collective, ranks: n, machine, wire, sims, ways, messages, full })
     }
 
     /// The algorithms that are priced.
@@ -169,11 +186,12 @@ impl<'a> Pricer<'a> {
                 tried.push(form);
                 let shape = Shape { block, tiles, ways: form.1, in_place: true };
                 let report = match &self.full {
-                    Some(noise) => sim.play(self.machine, shape, noise)?,
-                    None => sim.estimate(self.machine, shape)?,
+                    Some(noise) => sim.play(&self.machine, shape, noise)?,
+                    None => sim.estimate(&self.machine, shape)?,
                 };
                 if best.as_ref().is_none_or(|b| report.ns < b.price.ns) {
-                    let price = Price { ns: report.ns, algorithm: algorithm.name, ways: form.1, message };
+                    let price = Price::new(report.ns, algorithm.name);
+                    let price = Price { ways: form.1, message, wire: self.wire, ..price };
                     best = Some(Choice { price, shape, report, took: Duration::ZERO });
                 }
             }
@@ -194,7 +212,7 @@ impl Prices for Pricer<'_> {
     fn price(&self, bytes: u64) -> Price {
         match self.cheapest(bytes) {
             Ok(choice) => choice.price,
-            Err(_) => Price { ns: f64::INFINITY, algorithm: "", ways: 0, message: 0 },
+            Err(_) => Price::new(f64::INFINITY, ""),
         }
     }
 }

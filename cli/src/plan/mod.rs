@@ -4,12 +4,18 @@ mod report;
 mod svg;
 
 use std::io::Write;
+use std::path::Path;
 
 use clap::Args;
-use graccl::plan::{Alternative, Costs, Mode, Model, Network, NetworkPrices, Options, Plan, best, data_type};
-use graccl::{DataType, Error, Result};
+use graccl::cost::{Cheapest, PriceList};
+use graccl::plan::{
+    Alternative, Costs, Mode, Model, Network, NetworkPrices, Options, Plan, Span, best, data_type,
+};
+use graccl::reduce::Wire;
+use graccl::{Collective, DataType, Error, Result};
 
 use crate::perf::parse_size;
+use crate::sim::{Cluster, Shop};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -28,10 +34,12 @@ pub struct PlanArgs {
     /// Number of ranks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: u32,
-    /// Network between hosts: a name
-    #[arg(long, value_name = "NAME")]
+    /// Network between hosts: a published one; or a cluster as for graccl sim (a name, a file, a profile of graccl
+    /// tune), on which the simulator prices every algorithm
+    #[arg(long, value_name = "NAME|FILE")]
     network: String,
-    /// Hosts that the ranks are spread over evenly, each with one link; default: a host per rank
+    /// Hosts that the ranks are spread over evenly, each with one link; default: a host per rank, or as the
+    /// cluster has them
     #[arg(long, value_name = "H", value_parser = clap::value_parser!(u32).range(1..))]
     hosts: Option<u32>,
     /// Network inside hosts; default: the same
@@ -49,6 +57,9 @@ pub struct PlanArgs {
     /// Send floating-point gradients as this type: f16, bf16, f32 or f64
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
     dtype: Option<DataType>,
+    /// Allreduces may pack their messages between hosts as half, bfloat16 or int8, where that pays
+    #[arg(long, value_name = "FORM", value_parser = parse_wire)]
+    wire: Option<Wire>,
     /// Scale the model's times so that forward and backward take this long together
     #[arg(long, value_name = "MS", value_parser = parse_ms)]
     compute_ms: Option<f64>,
@@ -67,8 +78,29 @@ fn parse_mode(text: &str) -> std::result::Result<Mode, String> {
     })
 }
 
-fn parse_type(text: &str) -> std::result::Result<DataType, String> {
+pub(crate) fn parse_type(text: &str) -> std::result::Result<DataType, String> {
     data_type(text).filter(|d| d.is_float()).ok_or_else(|| "use f16, bf16, f32 or f64".into())
+}
+
+pub(crate) fn parse_wire(text: &str) -> std::result::Result<Wire, String> {
+    Wire::by_name(text).ok_or_else(|| format!("use one of: {}", Wire::ALL.map(Wire::name).join(", ")))
+}
+
+/// Only f32 are packed.
+pub(crate) fn can_be_packed(model: &Model) -> Result<()> {
+    match model.tensors().iter().find(|t| t.dtype != DataType::F32) {
+        None => Ok(()),
+        Some(t) => Err(Error::argument(format!("--wire packs float, and {} is {}", t.name, t.dtype.name()))
+            .hint("leave --wire or --type out")),
+    }
+}
+
+/// The algorithm, and the form of its messages between hosts.
+pub(crate) fn how(span: &Span) -> String {
+    match span.wire {
+        Some(wire) => format!("{} as {}", span.algorithm, wire.name()),
+        None => span.algorithm.to_string(),
+    }
 }
 
 fn parse_ms(text: &str) -> std::result::Result<f64, String> {
@@ -101,10 +133,30 @@ fn load(args: &PlanArgs) -> Result<(String, Model)> {
     if let Some(dtype) = args.dtype {
         model = model.sent_as(dtype);
     }
+    if args.wire.is_some() {
+        can_be_packed(&model)?;
+    }
     if let Some(ms) = args.compute_ms {
         model = model.in_time(ms * 1e6)?;
     }
     Ok((name, model))
+}
+
+enum Priced {
+    Published(NetworkPrices),
+    /// allreduce, reduce_scatter, all_gather.
+    Simulated([Cheapest<PriceList>; 3]),
+}
+
+impl Priced {
+    fn costs(&self) -> Costs<'_> {
+        match self {
+            Priced::Published(prices) => prices.costs(),
+            Priced::Simulated([all_reduce, reduce, gather]) => {
+                Costs { all_reduce, halves: Some((reduce, gather)) }
+            }
+        }
+    }
 }
 
 fn network(name: &str) -> Result<Network> {
@@ -115,20 +167,44 @@ fn network(name: &str) -> Result<Network> {
 }
 
 /// What communication costs between the ranks, and in words where.
-fn prices(args: &PlanArgs) -> Result<(NetworkPrices, String)> {
-    let hosts = args.hosts.unwrap_or(args.ranks);
-    let out = network(&args.network)?;
-    let inside = args.inside.as_deref().map(network).transpose()?;
+fn prices(args: &PlanArgs, bytes: u64) -> Result<(Priced, String)> {
     let algorithms: Vec<&str> = args.algo.iter().map(String::as_str).collect();
-    let prices = out.prices(args.ranks, hosts, inside.as_ref(), &algorithms)?;
+    let Some(out) = Network::built_in(&args.network) else { return simulated(args, bytes, &algorithms) };
+    let hosts = args.hosts.unwrap_or(args.ranks);
+    let inside = args.inside.as_deref().map(network).transpose()?;
+    let prices = out.prices(args.ranks, hosts, inside.as_ref(), &algorithms, args.wire)?;
     let inside = inside.map_or(String::new(), |n| format!(", {} inside hosts", n.name));
-    Ok((prices, format!("{} ranks on {hosts} hosts, {}{inside}", args.ranks, out.name)))
+    let place = format!("{} ranks on {hosts} hosts, {}{inside}", args.ranks, out.name);
+    Ok((Priced::Published(prices), place))
+}
+
+fn simulated(args: &PlanArgs, bytes: u64, algorithms: &[&str]) -> Result<(Priced, String)> {
+    let cluster = Cluster::load(&args.network).map_err(|e| match Path::new(&args.network).exists() {
+        true => e,
+        false => Error::argument(format!("unknown network `{}`", args.network)).hint(format!(
+            "use one of: {}; or a cluster, see graccl sim --help",
+            Network::names().join(", ")
+        )),
+    })?;
+    if let Some(inside) = &args.inside {
+        return Err(Error::argument(format!("--inside {inside}, and a cluster, which has its own"))
+            .hint("leave it out, or give a published network"));
+    }
+    let groups = cluster.groups(Some(args.ranks), args.hosts)?;
+    let mut shop = Shop::new(&cluster, bytes);
+    let priced = [
+        shop.prices(Collective::AllReduce, &groups, algorithms, args.wire)?,
+        shop.prices(Collective::ReduceScatter, &groups, &[], None)?,
+        shop.prices(Collective::AllGather, &groups, &[], None)?,
+    ];
+    let place = format!("{} ranks on {} hosts, {}, simulated", groups.n(), groups.len(), cluster.name);
+    Ok((Priced::Simulated(priced), place))
 }
 
 /// `graccl plan`.
 pub fn main(args: PlanArgs) -> Result<u8> {
     let (model_name, model) = load(&args)?;
-    let (prices, network) = prices(&args)?;
+    let (prices, network) = prices(&args, model.bytes())?;
     let outcome = decide(&args, model_name, model, network, &prices.costs())?;
     if let Some(path) = &args.svg {
         let picture = svg::timeline(&outcome);

@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use graccl::plan::{Bucket, Plan, Share};
+use graccl::reduce::Wire;
 use serde_json::{Value, json};
 
-use super::Outcome;
+use super::{Outcome, how};
 
 fn ms(ns: f64) -> String {
     format!("{:.3}", ns / 1e6)
@@ -57,12 +58,12 @@ pub(super) fn text(o: &Outcome) -> String {
     );
     let _ = writeln!(
         t,
-        "# {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<18}  when",
+        "# {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<24}  when",
         "bucket", "gradients", "bytes", "ready", "start", "end", "gathered", "algorithm"
     );
     for (i, b) in p.buckets.iter().enumerate() {
         let row = format!(
-            "  {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<18}  {:<8}",
+            "  {:>6}  {:>9}  {:>12}  {:>9}  {:>9}  {:>9}  {:>9}  {:<24}  {:<8}",
             i + 1,
             span(b, n),
             b.bytes,
@@ -70,7 +71,7 @@ pub(super) fn text(o: &Outcome) -> String {
             ms(b.reduce.start),
             ms(b.reduce.end),
             b.gather.map_or("-".into(), |g| ms(g.end)),
-            b.reduce.algorithm,
+            how(&b.reduce),
             when(b.share)
         );
         let _ = writeln!(t, "{}", row.trim_end());
@@ -114,6 +115,7 @@ pub(super) fn json(o: &Outcome) -> String {
                 "bytes": b.bytes,
                 "when": when(b.share),
                 "algorithm": b.reduce.algorithm,
+                "wire": b.reduce.wire.map(Wire::name),
                 "ready_us": b.ready / 1e3,
                 "start_us": b.reduce.start / 1e3,
                 "end_us": b.reduce.end / 1e3,

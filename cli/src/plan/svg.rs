@@ -85,7 +85,7 @@ pub(super) fn timeline(o: &Outcome) -> String {
         before = b.ready;
         let (from, to) = p.layers[k];
         bar(from, to, COMPUTE, k, 90, &number, &about("next forward", from, to));
-        let (r, name) = (b.reduce, b.reduce.algorithm);
+        let (r, name) = (b.reduce, super::how(&b.reduce));
         let first = if b.gather.is_some() { "reduce_scatter" } else { "all_reduce" };
         bar(r.start, r.end, LANE, k, 60, &number, &about(&format!("{first} ({name})"), r.start, r.end));
         if let Some(g) = b.gather {

@@ -2,18 +2,22 @@
 
 mod chart;
 mod cluster;
+mod shop;
 mod table;
 mod train;
 
 use std::path::PathBuf;
 
 use clap::Args;
+use graccl::reduce::Wire;
 use graccl::sim::{Candidates, Noise, Pricer};
-use graccl::{Error, Result};
+use graccl::{DataType, Error, Result};
 
 use crate::perf::parse_size;
+use crate::plan::{parse_type, parse_wire};
 use crate::schedules;
-use cluster::Cluster;
+pub(crate) use cluster::Cluster;
+pub(crate) use shop::Shop;
 use table::Table;
 
 #[derive(Args)]
@@ -67,9 +71,13 @@ pub struct SimArgs {
     /// With --train: one rank's forward and backward pass together, ms [default: as in the model]
     #[arg(long, value_name = "MS", requires = "train")]
     compute: Option<f64>,
-    /// With --train: send floats as this type [default: as in the model]
-    #[arg(long, value_name = "TYPE", requires = "train")]
-    wire: Option<String>,
+    /// With --train: send floating-point gradients as this type: f16, bf16, f32 or f64 [default: as in the model]
+    #[arg(long = "type", value_name = "TYPE", requires = "train", value_parser = parse_type)]
+    dtype: Option<DataType>,
+    /// Messages of float between hosts may be packed as half, bfloat16 or int8, by the algorithms that can (sizes are
+    /// those of the floats)
+    #[arg(long, value_name = "FORM", value_parser = parse_wire)]
+    wire: Option<Wire>,
     /// With --train: samples of one rank in an iteration, to tell samples per second
     #[arg(long, value_name = "N", requires = "train", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
@@ -107,6 +115,13 @@ pub fn main(a: SimArgs) -> Result<u8> {
     }
     if !matches!(a.algo.as_str(), "all" | "auto") {
         candidates.algorithms = vec![schedules::find(collective, &a.algo)?];
+    }
+    if let Some(wire) = a.wire {
+        candidates = candidates.packed(wire);
+        if candidates.algorithms.is_empty() {
+            return Err(Error::argument(format!("no algorithm asked for can pack {}", collective.name()))
+                .hint("all_reduce can, by direct or hier_direct"));
+        }
     }
     // With a root or with noise ranks are not alike, and every tile is another.
     let pricer = match a.full || a.root > 0 || cluster.noise != Noise::default() {

@@ -1,19 +1,19 @@
 //! `graccl sim --train`: how training scales on a cluster.
 
-use std::collections::HashMap;
-
-use graccl::cost::{PriceList, Prices};
-use graccl::plan::{Alternative, Costs, Mode, Model, Options, alternatives, data_type, plan};
-use graccl::schedule::Algorithm;
-use graccl::sim::{Candidates, Pricer};
+use graccl::cost::Prices;
+use graccl::plan::{Alternative, Costs, Mode, Model, Options, alternatives, plan};
+use graccl::reduce::Wire;
+use graccl::schedule::Groups;
 use graccl::{Collective, Error, Result};
 use serde_json::{Value, json};
 
+use super::Cluster;
 use super::SimArgs;
 use super::chart::{self, Chart, Line};
-use super::cluster::Cluster;
+use super::shop::Shop;
 use super::table::write;
 use crate::perf::number;
+use crate::plan::{can_be_packed, how};
 use crate::verify::say;
 
 /// A way to train: which algorithms there are, and how gradients are fused.
@@ -56,58 +56,16 @@ const VARIANTS: [Variant; 7] = [
     },
 ];
 
-/// Sizes at which collectives are priced: doublings, from 256 bytes to all gradients.
-fn sizes(all: u64) -> Vec<u64> {
-    let mut list: Vec<u64> = (8..).map(|i| 1u64 << i).take_while(|&b| b < all).collect();
-    list.push(all);
-    list
-}
-
-/// What costs too much to simulate on thousands of ranks, and is nowhere much better than the others.
-const UNTRIED: [&str; 1] = ["double_tree"];
-
-struct Shop<'a> {
-    cluster: &'a Cluster,
-    sizes: Vec<u64>,
-    lists: HashMap<(Collective, usize, &'static [&'static str]), PriceList>,
-}
-
-impl Shop<'_> {
-    fn prices(
-        &mut self,
-        collective: Collective,
-        ranks: usize,
-        algorithms: &'static [&'static str],
-    ) -> Result<PriceList> {
-        let key = (collective, ranks, algorithms);
-        if let Some(list) = self.lists.get(&key) {
-            return Ok(list.clone());
-        }
-        let groups = self.cluster.groups(Some(ranks as u32), None)?;
-        let mut candidates = Candidates::of(collective, &groups);
-        let wanted = |a: &&Algorithm| match algorithms {
-            [] => !UNTRIED.contains(&a.name),
-            // Within one host there is no hierarchy: a ring takes its place.
-            names if groups.len() == 1 => names.contains(&a.name) || a.name == "ring",
-            names => names.contains(&a.name),
-        };
-        candidates.algorithms.retain(wanted);
-        let list = Pricer::new(collective, &groups, &self.cluster.machine, candidates)?.list(&self.sizes)?;
-        self.lists.insert(key, list.clone());
-        Ok(list)
-    }
-}
-
 struct Outcome {
     ranks: usize,
     variant: &'static str,
     buckets: usize,
     ns: f64,
     compute: f64,
-    algorithms: Vec<&'static str>,
+    algorithms: Vec<String>,
 }
 
-/// The model of `--train`: a built-in one or a file, sent as `--wire`, computed in `--compute`.
+/// The model of `--train`: a built-in one or a file, sent as `--type`, computed in `--compute`.
 fn model(a: &SimArgs, what: &str) -> Result<Model> {
     let mut model = match Model::built_in(what) {
         Some(m) => m,
@@ -120,11 +78,11 @@ fn model(a: &SimArgs, what: &str) -> Result<Model> {
             Model::parse(&text)?
         }
     };
-    if let Some(name) = &a.wire {
-        let dtype = data_type(name).filter(|d| d.is_float()).ok_or_else(|| {
-            Error::argument(format!("`{name}` is no type to send gradients in")).hint("f16, bf16, f32, f64")
-        })?;
+    if let Some(dtype) = a.dtype {
         model = model.sent_as(dtype);
+    }
+    if a.wire.is_some() {
+        can_be_packed(&model)?;
     }
     match a.compute {
         Some(ms) if !(ms > 0.0 && ms.is_finite()) => {
@@ -153,12 +111,13 @@ pub fn train(a: &SimArgs, what: &str, cluster: &Cluster) -> Result<()> {
         "efficiency",
         "samples/s"
     ))?;
-    let mut shop = Shop { cluster, sizes: sizes(model.bytes()), lists: HashMap::new() };
+    let mut shop = Shop::new(cluster, model.bytes());
     let mut outcomes = Vec::new();
     let mut ranks = cluster.ranks_per_host.min(most);
     loop {
         for v in &VARIANTS {
-            let o = outcome(&mut shop, &model, v, ranks)?;
+            let groups = cluster.groups(Some(ranks as u32), None)?;
+            let o = outcome(&mut shop, &model, v, &groups, a.wire)?;
             let rate =
                 a.batch.map_or(String::new(), |b| format!("{:.0}", f64::from(b) * ranks as f64 / o.ns * 1e9));
             say(&format!(
@@ -195,12 +154,20 @@ pub fn train(a: &SimArgs, what: &str, cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn outcome(shop: &mut Shop, model: &Model, v: &Variant, ranks: usize) -> Result<Outcome> {
-    let all_reduce = shop.prices(Collective::AllReduce, ranks, v.algorithms)?;
+fn outcome(
+    shop: &mut Shop,
+    model: &Model,
+    v: &Variant,
+    groups: &Groups,
+    wire: Option<Wire>,
+) -> Result<Outcome> {
+    // Those with names are as they were in 2018.
+    let wire = wire.filter(|_| v.algorithms.is_empty());
+    let all_reduce = shop.prices(Collective::AllReduce, groups, v.algorithms, wire)?;
     let halves = match v.fusion {
         Fusion::Modes => Some((
-            shop.prices(Collective::ReduceScatter, ranks, &[])?,
-            shop.prices(Collective::AllGather, ranks, &[])?,
+            shop.prices(Collective::ReduceScatter, groups, &[], None)?,
+            shop.prices(Collective::AllGather, groups, &[], None)?,
         )),
         _ => None,
     };
@@ -214,16 +181,24 @@ fn outcome(shop: &mut Shop, model: &Model, v: &Variant, ranks: usize) -> Result<
         Fusion::Plan => plan(model, &costs, &Options { modes: vec![Mode::AllReduce], cut: 0 })?,
         Fusion::Modes => plan(model, &costs, &Options { modes: Mode::ALL.to_vec(), cut: 0 })?,
     };
-    let mut algorithms: Vec<&str> = Vec::new();
+    let mut algorithms: Vec<String> = Vec::new();
     for b in &plan.buckets {
         for span in std::iter::once(b.reduce).chain(b.gather) {
-            if !algorithms.contains(&span.algorithm) {
-                algorithms.push(span.algorithm);
+            let name = how(&span);
+            if !algorithms.contains(&name) {
+                algorithms.push(name);
             }
         }
     }
     let compute = plan.forward + plan.backward;
-    Ok(Outcome { ranks, variant: v.name, buckets: plan.buckets.len(), ns: plan.ns, compute, algorithms })
+    Ok(Outcome {
+        ranks: groups.n(),
+        variant: v.name,
+        buckets: plan.buckets.len(),
+        ns: plan.ns,
+        compute,
+        algorithms,
+    })
 }
 
 fn row(a: &SimArgs, what: &str, cluster: &Cluster, o: &Outcome) -> Vec<(&'static str, Value)> {
