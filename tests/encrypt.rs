@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::{Job, case, join, report, skip, sum_f32, try_join};
-use graccl::Result;
+use graccl::{Communicator, Config, Result, TransportChoice};
 
 /// Bytes of the layer before the first record of frames: who it is, and the handshake.
 const HELLO: usize = 16 + 2 + 48;
@@ -114,5 +114,25 @@ fn what_is_changed_or_repeated_on_the_wire_ends_the_job() {
             // Whose words were changed sees the end of the connection.
             ended[liar].fault().says("RemoteError", &[&format!("rank {}", 1 - liar)]);
         }
+    }
+}
+
+/// The first message is given to connections whose keys are not agreed on. A root that returned then, and calls
+/// no more, would keep it from the others.
+#[test]
+fn a_root_that_calls_no_more_has_sent_its_broadcast() {
+    let timeout = Duration::from_secs(10);
+    let config = Config { transport: TransportChoice::Tcp, encrypt: true, timeout, ..Config::default() };
+    for root in 0..3 {
+        let all = Communicator::init_all(3, &config).unwrap();
+        std::thread::scope(|s| {
+            for c in &all {
+                s.spawn(move || {
+                    let mut data = [if c.rank() == root { 7 } else { 0 }; 100];
+                    c.broadcast(&mut data, root).unwrap();
+                    assert_eq!(data, [7u32; 100], "rank {} of root {root}", c.rank());
+                });
+            }
+        });
     }
 }

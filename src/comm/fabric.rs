@@ -171,6 +171,15 @@ impl Conn {
         }
     }
 
+    /// Sends words that wait, if the peer takes them now. True if some are left.
+    pub fn push(&self) -> bool {
+        match &self.data {
+            Data::Tcp(t) => _ = t.pump(),
+            Data::Shm(_) => self.flush(&mut lock(&self.control)),
+        }
+        !self.dead() && self.unsent()
+    }
+
     /// The words that have arrived.
     fn listen(&self, heard: &mut Vec<Word>) {
         // Another thread at it does the same.
@@ -277,10 +286,10 @@ impl Fabric {
         lock(&self.posts).open.entry(ctx).or_default().clone()
     }
 
-    /// From now on tells members that connect. Those to which there is no connection.
+    /// From now on tells members that connect. Those that it was not sent to yet.
     pub fn announce(&self, word: Word, to: &[u32]) -> Vec<usize> {
         lock(&self.announced).push((word, to.to_vec()));
-        let missing = |&r: &usize| r != self.rank && self.conn(r).is_none();
+        let missing = |&r: &usize| r != self.rank && self.conn(r).is_none_or(|c| !c.dead() && c.unsent());
         to.iter().map(|&r| r as usize).filter(missing).collect()
     }
 

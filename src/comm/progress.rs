@@ -21,7 +21,7 @@ const ANNOUNCE: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct State {
     comms: Vec<Arc<Shared>>,
-    /// Families whose ranks are to be told of a failure: those not connected yet, until when.
+    /// Families whose ranks are to be told of a failure: those that were not yet, until when.
     tell: Vec<(Arc<Fabric>, Vec<usize>, Instant)>,
     changes: u64,
 }
@@ -81,7 +81,8 @@ pub fn resume(shared: &Arc<Shared>) {
     }
 }
 
-/// Tells the ranks `to` of a failure; those that are not connected yet if they connect within some seconds.
+/// Tells the ranks `to` of a failure; those that are not connected yet, or cannot take it now, within some
+/// seconds.
 pub fn announce(fabric: &Arc<Fabric>, word: Word, to: &[u32]) {
     let missing = fabric.announce(word, to);
     if !missing.is_empty()
@@ -181,7 +182,10 @@ impl Progress {
         }
         let mut rest = Vec::new();
         for (fabric, mut missing, until) in list {
-            missing.retain(|&rank| matches!(fabric.connect(rank), Ok(None)));
+            missing.retain(|&rank| match fabric.connect(rank) {
+                Ok(conn) => conn.is_none_or(|c| c.push()),
+                Err(_) => false,
+            });
             if !missing.is_empty() && Instant::now() < until && fabric.in_use() {
                 rest.push((fabric, missing, until));
             }

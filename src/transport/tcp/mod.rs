@@ -235,7 +235,7 @@ impl TcpConn {
     /// (Not the same as `wants_write` while encryption is being agreed on.)
     pub fn unsent(&self) -> bool {
         let c = self.0.conn();
-        c.proto.has_outgoing() || c.seal.as_ref().is_some_and(|s| s.waits())
+        c.proto.broken().is_none() && (c.proto.has_outgoing() || c.seal.as_ref().is_some_and(|s| s.waits()))
     }
 
     /// The socket, to poll. Call [`pump`](TcpConn::pump) last before polling.
@@ -504,8 +504,8 @@ impl Link for TcpLink {
 
     fn idle(&mut self) -> bool {
         let c = self.shared.conn();
-        // What is sealed refers to nobody's memory, but it must leave too, or the peer waits for it until
-        // somebody pumps again.
+        // Messages in memory of ours must leave as well, and what is sealed, or the peer waits for them until
+        // somebody pumps again, and that may be never.
         c.proto.idle(self.ix) && (c.proto.broken().is_some() || !c.seal.as_ref().is_some_and(|s| s.waits()))
     }
 

@@ -87,8 +87,6 @@ struct LinkState {
     in_flight: usize,
     /// Those of them that are still in our queue.
     queued: usize,
-    /// Those of them that lie in the caller's memory.
-    refs: usize,
     // Receiving.
     ready: VecDeque<Msg>,
     land: Option<(*mut u8, usize)>,
@@ -245,13 +243,10 @@ impl Proto {
             unsafe { std::ptr::copy_nonoverlapping(data, b.ptr(), len) };
             b
         };
-        if l.refs > 0 {
-            for f in queue.iter_mut().filter(|f| f.to == To::Link(ix) && matches!(f.what, What::Ref)) {
-                let b = own(f.data, f.len, f.len);
-                f.data = b.ptr();
-                f.what = What::Slot(b);
-            }
-            l.refs = 0;
+        for f in queue.iter_mut().filter(|f| f.to == To::Link(ix) && matches!(f.what, What::Ref)) {
+            let b = own(f.data, f.len, f.len);
+            f.data = b.ptr();
+            f.what = What::Slot(b);
         }
         let landing = body.as_mut().filter(|b| b.to == To::Link(ix)).map(|b| (b.got, &mut b.msg));
         for (got, m) in landing.into_iter().chain(l.ready.iter_mut().map(|m| (m.len, m))) {
@@ -292,7 +287,6 @@ impl Proto {
 
     /// Queues a message that stays where it is. Only after `has_room`.
     pub fn send_ref(&mut self, ix: usize, src: *const u8, len: usize, fp: u32) {
-        self.links[ix].refs += 1;
         self.push_data(ix, fp, src, len, What::Ref);
     }
 
@@ -344,8 +338,16 @@ impl Proto {
         !self.queue.is_empty()
     }
 
+    /// Nothing of the link waits here: no message, and no credit that lets the peer send.
+    #[inline]
     pub fn idle(&self, ix: usize) -> bool {
-        self.links[ix].refs == 0
+        self.queue.is_empty() || self.queue.iter().all(|f| f.to != To::Link(ix))
+    }
+
+    /// Some of what waits lies in the memory of a caller of `send_ref`.
+    #[cfg(test)]
+    pub fn refers(&self, ix: usize) -> bool {
+        self.queue.iter().any(|f| f.to == To::Link(ix) && matches!(f.what, What::Ref))
     }
 
     /// Fills `iov` with the next bytes to send; returns how many entries are used and their bytes.
@@ -384,12 +386,7 @@ impl Proto {
                     continue;
                 }
                 What::Slot(b) => self.pool.put(b),
-                // Of a link that is over there are none.
-                What::Ref => {
-                    if let To::Link(ix) = f.to {
-                        self.links[ix].refs -= 1;
-                    }
-                }
+                What::Ref => {}
             }
             if let To::Link(ix) = f.to {
                 self.links[ix].queued -= 1;
@@ -644,7 +641,6 @@ impl Proto {
         self.held = 0;
         self.body = None;
         for l in &mut self.links {
-            l.refs = 0;
             l.queued = 0;
             l.land = None;
             l.listed = false;

@@ -321,6 +321,33 @@ fn a_reference_is_idle_once_the_kernel_has_it() {
     }));
 }
 
+/// Whoever has seen its links idle may go and do something else: the peer gets what was sent.
+#[test]
+fn an_idle_link_needs_nobody_any_more() {
+    let (a, b) = streams();
+    shrink(&a, 5000);
+    for (a, b) in [(conn(a), conn(b)), sealed_pair()] {
+        let (mut s, mut r) = (a.link(0).unwrap(), b.link(0).unwrap());
+        for n in 0..DEPTH {
+            assert!(put(&mut s, 0, n, CAPACITY / 2));
+        }
+        assert!(!s.idle(), "buffers too small, or keys that are not agreed on");
+        let end = deadline();
+        while !s.idle() {
+            a.pump();
+            b.pump();
+            late(end);
+        }
+        for n in 0..DEPTH {
+            assert!(matches!(wait(&b, &mut r, CAPACITY / 2), Recv::Ready(p) if {
+                assert_message(p, 0, n, CAPACITY / 2);
+                true
+            }));
+            r.release();
+        }
+    }
+}
+
 #[test]
 fn close_ends_all_use_of_the_callers_memory() {
     let (a, b) = streams();
