@@ -56,8 +56,8 @@ pub struct Machine {
     pub copy: Curve,
     /// Every further source of a fold.
     pub fold: Curve,
-    /// Cores per host that the ranks of the host share, where these are more; a rank keeps its core until it has
-    /// to wait. `None`: a core (or GPU) for every rank.
+    /// Cores per host that the ranks of the host share, where these are more: the i-th rank has core i mod cores,
+    /// and keeps it until it has to wait. `None`: a core (or GPU) for every rank.
     pub cores: Option<u32>,
     /// So many hosts, one after the other, share these cores: 1, and more where one machine plays several
     /// hosts.

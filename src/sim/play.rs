@@ -83,6 +83,8 @@ struct Rank {
     running: Option<u32>,
     has_core: bool,
     waits_for_core: bool,
+    /// Of [`Player::cores`].
+    core: u32,
     free: f64,
     path: Path,
     left: u32,
@@ -90,11 +92,12 @@ struct Rank {
     started: bool,
 }
 
-/// Cores of a host that has more ranks.
+/// A core that several ranks may have.
 #[derive(Clone, Default)]
-struct Cores {
-    /// The rank that each idle core served last.
-    idle: Vec<Option<u32>>,
+struct Core {
+    /// The rank that it serves, or served last.
+    last: Option<u32>,
+    taken: bool,
     queue: VecDeque<u32>,
 }
 
@@ -129,8 +132,8 @@ pub struct Player<'a> {
     channels: Vec<Channel>,
     slots: Vec<Slot>,
     ranks: Vec<Rank>,
-    /// By host, or by hosts that share cores; empty where every rank has a core.
-    cores: Vec<Cores>,
+    /// Those of a host, or of hosts that share them, and of the next; empty where every rank has one.
+    cores: Vec<Core>,
     /// Links out of and into hosts: `gates[level][direction]`, then by host and link.
     gates: [[Vec<Gate>; 2]; 2],
     links: [u32; 2],
@@ -221,6 +224,7 @@ impl<'a> Player<'a> {
             running: None,
             has_core: false,
             waits_for_core: false,
+            core: 0,
             free: 0.0,
             path: Path::default(),
             left: 0,
@@ -267,8 +271,13 @@ impl<'a> Player<'a> {
             && let shared = machine.core_hosts as usize
             && net.host_sizes.chunks(shared).any(|sizes| sizes.iter().sum::<u32>() > cores)
         {
-            let idle = vec![None; cores as usize];
-            p.cores = vec![Cores { idle, queue: VecDeque::new() }; hosts.div_ceil(shared)];
+            p.cores = vec![Core::default(); hosts.div_ceil(shared) * cores as usize];
+            // One after the other, as ranks are bound to cores.
+            for (rank, r) in p.ranks.iter_mut().enumerate() {
+                let (host, place) = (net.hosts[rank] as usize, net.places[rank]);
+                let before: u32 = net.host_sizes[host / shared * shared..host].iter().sum();
+                r.core = (host / shared) as u32 * cores + (before + place) % cores;
+            }
         }
         Ok(p)
     }
@@ -417,18 +426,16 @@ impl<'a> Player<'a> {
     fn dispatch(&mut self, rank: u32) {
         let mut switched = false;
         if !self.cores.is_empty() && !self.ranks[rank as usize].has_core {
-            let host = (self.net.hosts[rank as usize] / self.machine.core_hosts) as usize;
-            let cores = &mut self.cores[host];
-            let own = cores.idle.iter().position(|&last| last == Some(rank));
-            let Some(i) = own.or(cores.idle.len().checked_sub(1)) else {
-                if !std::mem::replace(&mut self.ranks[rank as usize].waits_for_core, true) {
-                    cores.queue.push_back(rank);
+            let r = &mut self.ranks[rank as usize];
+            let core = &mut self.cores[r.core as usize];
+            if core.taken {
+                if !std::mem::replace(&mut r.waits_for_core, true) {
+                    core.queue.push_back(rank);
                 }
                 return;
-            };
-            let last = cores.idle.swap_remove(i);
-            switched = last.is_some_and(|last| last != rank);
-            self.ranks[rank as usize].has_core = true;
+            }
+            switched = core.last.replace(rank).is_some_and(|last| last != rank);
+            (core.taken, r.has_core) = (true, true);
         }
         let Some(cursor) = self.ranks[rank as usize].ready.pop_front() else { return };
         self.fire(cursor, switched);
@@ -562,15 +569,15 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// The rank has nothing to do: another one of the host takes its core.
+    /// The rank has nothing to do: another one takes its core.
     fn leave_core(&mut self, rank: u32) {
         if self.cores.is_empty() {
             return;
         }
         self.ranks[rank as usize].has_core = false;
-        let host = (self.net.hosts[rank as usize] / self.machine.core_hosts) as usize;
-        self.cores[host].idle.push(Some(rank));
-        if let Some(next) = self.cores[host].queue.pop_front() {
+        let core = &mut self.cores[self.ranks[rank as usize].core as usize];
+        core.taken = false;
+        if let Some(next) = core.queue.pop_front() {
             self.ranks[next as usize].waits_for_core = false;
             self.dispatch(next);
         }

@@ -196,6 +196,13 @@ fn fewer_cores_than_ranks() {
     assert!(run("direct", &Groups::blocks(4, 2), &machine, shape(4096, 1, 1)).ns < switched.ns);
     machine.cores = Some(4);
     close(run("direct", &groups, &machine, shape(4096, 1, 1)).ns, free.ns);
+    // Ranks keep to their cores: the first has two of three ranks, though the other one is idle half of the time.
+    let three = Groups::flat(3);
+    machine.cores = None;
+    let free = run("direct", &three, &machine, shape(4096, 1, 1));
+    (machine.cores, machine.switch) = (Some(2), 0.0);
+    let bound = run("direct", &three, &machine, shape(4096, 1, 1));
+    assert!(bound.ns >= 2.0 * free.ns - 1e-6, "{} {}", bound.ns, free.ns);
 }
 
 #[test]

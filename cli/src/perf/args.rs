@@ -36,9 +36,9 @@ slowest rank's min, median, p99 and max; then the plan: algorithm x tiles, trans
 
 send_recv: every rank sends to the next one and receives from the one before.
 
---algo all measures every algorithm beside graccl's choice, in turns, each with a communicator of
-its own, and compares the medians of that second loop. An algorithm whose plan is the choice's is
-not measured twice. The mean of busbw is that of the choice.
+--algo all measures every algorithm beside graccl's choice, on one communicator and in turns, and
+compares within rounds of turns: the median of what each took in times of its round's mean. An
+algorithm whose plan is the choice's is not measured twice. The mean of busbw is that of the choice.
 
 Under a launcher (graccl run, mpirun, srun, torchrun) it joins that job; else it starts --np ranks.
 

@@ -17,16 +17,18 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Of the rows of one point, by their medians; `None` without the choice among them.
-    pub fn of(rows: &[Row]) -> Option<Verdict> {
-        let chosen = rows.iter().find(|r| r.beside.is_none())?;
-        let best = rows.iter().min_by(|a, b| a.spread.median.total_cmp(&b.spread.median))?;
+    /// Of the rows of one point, by the times that they have beside each other, us; `None` without the choice
+    /// among them.
+    pub fn of(rows: &[Row], compared: &[f64]) -> Option<Verdict> {
+        let both = || rows.iter().zip(compared);
+        let (chosen, &chosen_us) = both().find(|(r, _)| r.beside.is_none())?;
+        let (best, &best_us) = both().min_by(|a, b| a.1.total_cmp(b.1))?;
         Some(Verdict {
             bytes: chosen.bytes,
             chosen: chosen.plan.clone(),
-            chosen_us: chosen.spread.median,
+            chosen_us,
             best: best.plan.clone(),
-            best_us: best.spread.median,
+            best_us,
         })
     }
 
@@ -100,11 +102,10 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::super::job::Spread;
     use super::super::table::Timing;
     use super::*;
 
-    fn row(beside: Option<&'static str>, median: f64) -> Row {
+    fn row(beside: Option<&'static str>) -> Row {
         let t = Timing { time_us: 99.0, algbw: 0.0, busbw: 0.0, wrong: None };
         Row {
             bytes: 64,
@@ -114,7 +115,7 @@ mod tests {
             root: None,
             out_of_place: t,
             in_place: None,
-            spread: Spread { median, ..Spread::default() },
+            spread: Default::default(),
             plan: beside.unwrap_or("chosen one").into(),
             beside,
             timestamp: None,
@@ -127,12 +128,12 @@ mod tests {
         for (chosen, ring, tree, ratio, best) in
             [(3.0, 2.0, 4.0, 1.5, "ring"), (1.0, 2.0, 3.0, 1.0, "chosen one"), (1.1, 1.0, 9.0, 1.1, "ring")]
         {
-            let rows = [row(None, chosen), row(Some("ring"), ring), row(Some("tree"), tree)];
-            let v = Verdict::of(&rows).unwrap();
+            let rows = [row(None), row(Some("ring")), row(Some("tree"))];
+            let v = Verdict::of(&rows, &[chosen, ring, tree]).unwrap();
             assert_eq!((v.ratio(), v.best.as_str()), (ratio, best));
             tally.add(&v);
         }
-        assert!(Verdict::of(&[row(Some("ring"), 1.0)]).is_none());
+        assert!(Verdict::of(&[row(Some("ring"))], &[1.0]).is_none());
         let text = tally.line();
         assert!(text.contains("within 10 % of the best at 2 of 3 points (67 %); worst 1.50 at 64"), "{text}");
         assert_eq!(tally.json()["within_10_percent"], 2);

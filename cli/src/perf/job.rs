@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
+use graccl::tune::Choice;
 use graccl::{Communicator, DataType, Error, RedOp, Result};
 
 use super::args::PerfArgs;
@@ -14,15 +15,19 @@ const AVERAGE: u8 = 1;
 const SMALLEST: u8 = 2;
 
 pub struct Job {
-    /// What is measured, and carries what the ranks tell each other.
+    /// Carries what the ranks tell each other, and is measured where nothing else is.
     pub comm: Communicator,
-    /// What is measured beside it: algorithms by name.
-    pub others: Vec<(&'static str, Communicator)>,
+    /// What the choice and algorithms by name are compared on: the same memory and connections for all.
+    pub arena: Option<Communicator>,
+    pub others: Vec<(&'static str, Choice)>,
     pub rank: usize,
     pub size: usize,
     /// New for every check: all ranks count alike.
     seed: Cell<u64>,
 }
+
+/// A name, and what to do; both `None`: the choice.
+pub type Contender = (Option<&'static str>, Option<Choice>);
 
 /// Per-iteration times of the slowest rank, microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -37,12 +42,20 @@ pub struct Spread {
 impl Job {
     pub fn new(comm: Communicator) -> Job {
         let (rank, size) = (comm.rank(), comm.size());
-        Job { comm, others: Vec::new(), rank, size, seed: Cell::new(0) }
+        Job { comm, arena: None, others: Vec::new(), rank, size, seed: Cell::new(0) }
     }
 
     /// All that is measured, `None` being what graccl, or the flags, chose.
-    pub fn contenders(&self) -> impl Iterator<Item = (Option<&'static str>, &Communicator)> {
-        std::iter::once((None, &self.comm)).chain(self.others.iter().map(|(name, comm)| (Some(*name), comm)))
+    pub fn contenders(&self) -> impl Iterator<Item = Contender> {
+        let named = self.others.iter().map(|&(name, choice)| (Some(name), Some(choice)));
+        std::iter::once((None, None)).chain(named)
+    }
+
+    /// What is measured, doing its calls as the contender does. Collective.
+    pub fn enter(&self, (_, choice): Contender) -> Result<&Communicator> {
+        let Some(arena) = &self.arena else { return Ok(&self.comm) };
+        arena.force(choice)?;
+        Ok(arena)
     }
 
     /// A problem with new data.
@@ -127,8 +140,13 @@ impl Job {
     }
 
     /// The slowest rank's time of each iteration. Collective.
+    pub fn slowest(&self, times: &mut [f64]) -> Result<()> {
+        self.reduce(times, RedOp::Max)
+    }
+
+    /// What [`Job::slowest`] finds, in short. Collective.
     pub fn spread(&self, times: &mut [f64]) -> Result<Spread> {
-        self.reduce(times, RedOp::Max)?;
+        self.slowest(times)?;
         Ok(Spread::of(times))
     }
 }
@@ -143,12 +161,12 @@ fn cpu_time() -> f64 {
 
 impl Spread {
     /// Of at least one time. The percentile is the smallest time that 99 % do not exceed.
-    fn of(times: &mut [f64]) -> Spread {
-        times.sort_by(f64::total_cmp);
+    pub fn of(times: &mut [f64]) -> Spread {
+        let median = middle(times);
         let n = times.len();
         Spread {
             min: times[0],
-            median: if n % 2 == 1 { times[n / 2] } else { (times[n / 2 - 1] + times[n / 2]) / 2.0 },
+            median,
             p99: times[(n * 99).div_ceil(100) - 1],
             max: times[n - 1],
             average: times.iter().sum::<f64>() / n as f64,
@@ -166,6 +184,13 @@ impl Spread {
             average: self.average / c,
         }
     }
+}
+
+/// The median of at least one time; sorts them.
+pub fn middle(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let n = times.len();
+    if n % 2 == 1 { times[n / 2] } else { (times[n / 2 - 1] + times[n / 2]) / 2.0 }
 }
 
 /// algbw and busbw, GB/s.

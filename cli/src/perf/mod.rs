@@ -11,6 +11,7 @@ mod report;
 pub mod run;
 mod table;
 mod tensors;
+pub mod turns;
 
 pub use args::{Memory, PerfArgs, parse_size};
 pub use buffer::{Buffer, POISON};

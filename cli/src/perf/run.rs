@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
+use graccl::schedule::algorithms_of;
+use graccl::tune::{self, Choice};
 use graccl::{Code, Communicator, Config, Error, Result};
 
 use super::args::PerfArgs;
 use super::buffer::Buffers;
 use super::check::{self, Exam};
 use super::choice::Verdict;
-use super::job::{Job, bandwidth};
+use super::job::{Contender, Job, Spread, bandwidth};
 use super::operation::{Operation, Placement, Ready, What};
 use super::report::Report;
 use super::table::{self, Row, Timing};
-use super::tensors;
-use crate::schedules;
+use super::{tensors, turns};
 
-/// Where algorithms are compared, each has its turn so many times, since the machine's speed changes.
-const ROUNDS: usize = 5;
+/// Where algorithms are compared, each has its turn so many times, since the machine's speed changes. An even number.
+const ROUNDS: usize = 10;
 
 /// Joins the job, runs everything, and returns the exit status.
 pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
@@ -38,14 +39,16 @@ pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
     }
     report.header(a, &job, &config, cpu)?;
     if all {
-        job.others = others(a, &report)?;
+        job.arena = Some(job.comm.duplicate()?);
+        job.others = others(a, &job)?;
     }
     match &list {
         Some(list) => {
-            for (name, comm) in job.contenders() {
+            for contender in job.contenders() {
                 if all {
-                    report.say(&format!("#\n# Algorithm: {}\n", name.unwrap_or("auto")))?;
+                    report.say(&format!("#\n# Algorithm: {}\n", contender.0.unwrap_or("auto")))?;
                 }
+                let comm = job.enter(contender)?;
                 tensors::run(a, &job, comm, &mut report, list)?;
             }
         }
@@ -57,17 +60,11 @@ pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
     Ok(u8::from(wrong > 0))
 }
 
-/// A communicator for every algorithm of the collective.
-fn others(a: &PerfArgs, report: &Report) -> Result<Vec<(&'static str, Communicator)>> {
-    let mut others = Vec::new();
-    for name in a.operation.algorithms().map_or(Vec::new(), schedules::names_of) {
-        match Communicator::init_env(&config(a, Some(name))?) {
-            Ok(comm) => others.push((name, comm)),
-            Err(e) if not_possible(&e) => report.say(&format!("#\n# {name}: not possible here: {e}\n"))?,
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(others)
+/// Every algorithm of the collective, as it is done where it is named.
+fn others(a: &PerfArgs, job: &Job) -> Result<Vec<(&'static str, Choice)>> {
+    let layout = job.comm.layout()?;
+    let Some(collective) = a.operation.algorithms() else { return Ok(Vec::new()) };
+    Ok(algorithms_of(collective).map(|a| (a.name, tune::forced(&layout, a))).collect())
 }
 
 /// All rows of a table, in nccl-tests' order.
@@ -154,22 +151,23 @@ fn table_of(a: &PerfArgs, job: &Job, report: &mut Report, points: &[What]) -> Re
 fn point(a: &PerfArgs, job: &Job, report: &mut Report, buffers: &mut Buffers, what: What) -> Result<()> {
     let mut plans = Vec::new();
     let mut contenders = Vec::new();
-    for (beside, comm) in job.contenders() {
-        match comm.plan(&what.planned()) {
+    for contender in job.contenders() {
+        match job.enter(contender)?.plan(&what.planned()) {
             Ok(plan) if plans.contains(&plan) => {}
             Ok(plan) => {
                 plans.push(plan);
-                contenders.push((beside, comm));
+                contenders.push(contender);
             }
-            Err(e) if beside.is_some() && not_possible(&e) => {
-                report.say(&format!("# {}: not possible here: {e}\n", beside.unwrap_or_default()))?;
+            Err(e) if contender.0.is_some() && not_possible(&e) => {
+                report.say(&format!("# {}: not possible here: {e}\n", contender.0.unwrap_or_default()))?;
             }
             Err(e) => return Err(e),
         }
     }
     let operation = what.operation;
     let mut rows = Vec::new();
-    for ((beside, comm), p) in contenders.iter().zip(&plans) {
+    for (&contender, p) in contenders.iter().zip(&plans) {
+        let comm = job.enter(contender)?;
         let mut timings = [None; 2];
         for (timing, &place) in timings.iter_mut().zip(operation.placements()) {
             *timing = Some(timed(a, job, comm, buffers, what, place)?);
@@ -190,16 +188,20 @@ fn point(a: &PerfArgs, job: &Job, report: &mut Report, buffers: &mut Buffers, wh
                 Some(_) => format!("{} x{} {}", p.algorithm, p.tiles, p.transport),
                 None => format!("send, recv {}", p.transport),
             },
-            beside: *beside,
+            beside: contender.0,
             timestamp: (a.report_timestamps != 0).then(table::now),
         });
     }
-    let comms: Vec<&Communicator> = contenders.iter().map(|c| c.1).collect();
     let place = *operation.placements().last().unwrap_or(&Placement::OutOfPlace);
-    for (row, mut times) in rows.iter_mut().zip(each(a, job, &comms, buffers, what, place)?) {
-        row.spread = job.spread(&mut times)?.per_call(a.agg_iters);
+    let (mut times, turn) = each(a, job, &contenders, buffers, what, place)?;
+    let mut compared = Vec::new();
+    for (row, times) in rows.iter_mut().zip(&mut times) {
+        job.slowest(times)?;
+        compared.push(turns::rounds(times, turn));
+        row.spread = Spread::of(times).per_call(a.agg_iters);
     }
-    let verdict = (!job.others.is_empty()).then(|| Verdict::of(&rows)).flatten();
+    let compared: Vec<f64> = turns::paired(&compared).iter().map(|t| t / f64::from(a.agg_iters)).collect();
+    let verdict = (!job.others.is_empty()).then(|| Verdict::of(&rows, &compared)).flatten();
     report.rows(&rows, verdict.as_ref(), a.report_cputime != 0)
 }
 
@@ -220,29 +222,31 @@ fn timed(
     Ok(Timing { time_us, algbw, busbw, wrong })
 }
 
-/// The time of every iteration on each communicator. Several have their turns, warmed up for each.
+/// The time of every iteration of each contender, and how many make a turn. Several have their turns, warmed up
+/// for each.
 fn each(
     a: &PerfArgs,
     job: &Job,
-    comms: &[&Communicator],
+    contenders: &[Contender],
     buffers: &mut Buffers,
     what: What,
     place: Placement,
-) -> Result<Vec<Vec<f64>>> {
+) -> Result<(Vec<Vec<f64>>, usize)> {
     let iters = a.iters as usize;
-    let mut times = vec![vec![0.0; iters]; comms.len()];
+    let mut times = vec![vec![0.0; iters]; contenders.len()];
     let call = Ready::new(&what, job.size, job.rank, place, buffers);
-    let rounds = if comms.len() > 1 { ROUNDS } else { 1 };
+    let rounds = if contenders.len() > 1 { ROUNDS } else { 1 };
     let turn = iters.div_ceil(rounds);
-    for start in (0..iters).step_by(turn) {
-        for (times, comm) in times.iter_mut().zip(comms) {
+    for (round, start) in (0..iters).step_by(turn).enumerate() {
+        for i in turns::order(contenders.len(), round) {
+            let comm = job.enter(contenders[i])?;
             if rounds > 1 {
                 (0..a.warmup_iters.max(1)).try_for_each(|_| iteration(a, &call, comm))?;
             }
-            job.each(&mut times[start..iters.min(start + turn)], || iteration(a, &call, comm))?;
+            job.each(&mut times[i][start..iters.min(start + turn)], || iteration(a, &call, comm))?;
         }
     }
-    Ok(times)
+    Ok((times, turn))
 }
 
 /// One iteration.

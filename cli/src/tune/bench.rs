@@ -1,5 +1,6 @@
 //! Calls that are timed, all ranks together.
 
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use graccl::tune::{Choice, Layout};
@@ -7,18 +8,24 @@ use graccl::{Collective, Communicator, DataType, RedOp, Result};
 
 use crate::perf::args::Memory;
 use crate::perf::buffer::Buffers;
-use crate::perf::job::Job;
+use crate::perf::job::{Job, middle};
 use crate::perf::operation::{Operation, Placement, Ready, What};
+use crate::perf::turns;
 
-/// Turns that each of several candidates has: the machine's speed changes while they are compared.
-const ROUNDS: usize = 9;
+/// Turns that each of several candidates has at most: the machine's speed changes while they are compared. Even.
+const ROUNDS: usize = 10;
 /// A turn lasts about so long, ns, but has calls enough.
 const TURN: f64 = 0.8e6;
 const CALLS: std::ops::RangeInclusive<usize> = 1..=200;
-/// A call this long has fewer turns, ns.
-const LONG: f64 = 50e6;
+/// A call this long needs no other to warm it up, ns.
+const LONG: f64 = 20e6;
+/// In a race, who took so many times as long as the fastest: in a first call, and in rounds, is out of it.
+const HOPELESS: f64 = 3.0;
+const BEATEN: f64 = 1.25;
 /// Looks at the machine's state that find another one, 0.1 s apart, in all.
-const PATIENCE: usize = 100;
+const PATIENCE: usize = 40;
+/// All takes about so long for each rank, s.
+const TIME: f64 = 30.0;
 
 pub struct Bench {
     /// Carries what the ranks tell each other.
@@ -31,6 +38,16 @@ pub struct Bench {
     /// The first two ranks of the first host that has two, and what a line's way between them took at first.
     near: Option<(Option<Communicator>, f64)>,
     patience: usize,
+    began: Instant,
+}
+
+/// How well things are compared.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// About so long, s: for rounds beyond the first two.
+    pub seconds: f64,
+    /// Only the fastest matters: others need not go on to the end.
+    pub race: bool,
 }
 
 impl Bench {
@@ -42,7 +59,8 @@ impl Bench {
         buffers.send.slice_mut(0..most).fill(0);
         buffers.recv.slice_mut(0..most).fill(0);
         let two = layout.groups.iter().find(|g| g.len() > 1).map(|g| [g[0], g[1]]);
-        let mut bench = Bench { job, comm, layout, buffers, most, near: None, patience: PATIENCE };
+        let mut bench =
+            Bench { job, comm, layout, buffers, most, near: None, patience: PATIENCE, began: Instant::now() };
         if let Some(two) = two {
             let color = two.contains(&(bench.rank() as u32)).then_some(0);
             bench.near = Some((bench.comm.split(color, 0)?, 0.0));
@@ -83,7 +101,7 @@ impl Bench {
                 return Ok(true);
             }
             self.patience -= 1;
-            if self.patience.is_multiple_of(20) {
+            if self.patience.is_multiple_of(10) {
                 return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -95,9 +113,34 @@ impl Bench {
         self.job.rank
     }
 
+    /// s that are left of the time for everything; negative when it is over. The same on all ranks. Collective.
+    pub fn left(&self) -> Result<f64> {
+        let left = TIME * self.job.size as f64 - self.began.elapsed().as_secs_f64();
+        self.job.combine(left, 0)
+    }
+
+    /// Says on rank 0's stderr what is being measured: in a line of its own, or on a terminal in the same one.
+    pub fn progress(&self, what: std::fmt::Arguments) {
+        if self.rank() == 0 {
+            let seconds = self.began.elapsed().as_secs();
+            let mut err = std::io::stderr();
+            let (start, end) = if err.is_terminal() { ("\r\x1b[K", "") } else { ("", "\n") };
+            // Nobody needs to read it.
+            let _ = write!(err, "{start}# {seconds} s: {what}{end}").and_then(|()| err.flush());
+        }
+    }
+
+    /// Ends the line of [`Bench::progress`].
+    pub fn clear(&self) {
+        if self.rank() == 0 && std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
+    }
+
     /// Prints on rank 0.
     pub fn say(&self, text: std::fmt::Arguments) {
         if self.rank() == 0 {
+            self.clear();
             println!("{text}");
         }
     }
@@ -111,39 +154,70 @@ impl Bench {
         (what, what.bytes(n) as u64)
     }
 
-    /// ns per call of each choice, on the slowest rank: the median of several turns. In place where possible, as
-    /// `graccl perf` compares algorithms.
-    pub fn compare(&mut self, collective: Collective, bytes: usize, choices: &[Choice]) -> Result<Vec<f64>> {
+    /// ns per call of each choice, on the slowest rank: see [`turns::paired`]. In place where possible, as `graccl
+    /// perf` compares algorithms.
+    pub fn compare(
+        &mut self,
+        collective: Collective,
+        bytes: usize,
+        choices: &[Choice],
+        effort: Effort,
+    ) -> Result<Vec<f64>> {
         let (what, _) = self.what(collective, bytes);
         let Bench { job, comm, buffers, .. } = self;
         let place = *what.operation.placements().last().unwrap_or(&Placement::OutOfPlace);
         let call = Ready::new(&what, job.size, job.rank, place, buffers);
-        let mut times: Vec<Vec<f64>> = vec![Vec::new(); choices.len()];
-        let mut calls: Vec<usize> = Vec::new();
-        let mut rounds = ROUNDS;
-        for &choice in choices {
-            // Links and pages are made by the first call; the second says how many fit into a turn.
-            comm.force(Some(choice))?;
-            call.run(comm)?;
+        let once = || -> Result<f64> {
             job.comm.barrier()?;
             let start = Instant::now();
             call.run(comm)?;
-            let ns = job.combine(start.elapsed().as_nanos() as f64, 3)?;
-            calls.push(((TURN / ns) as usize).clamp(*CALLS.start(), *CALLS.end()));
-            if ns > LONG {
-                rounds = rounds.min(3);
-            }
+            job.combine(start.elapsed().as_nanos() as f64, 3)
+        };
+        let mut first = Vec::new();
+        for &choice in choices {
+            comm.force(Some(choice))?;
+            // The first makes links and pages.
+            let ns = once()?;
+            first.push(if ns < LONG { once()? } else { ns });
         }
-        for _ in 0..rounds {
-            for ((&choice, times), &calls) in choices.iter().zip(&mut times).zip(&calls) {
-                comm.force(Some(choice))?;
-                call.run(comm)?;
-                let mut turn = vec![0.0; calls];
+        let least = first.iter().copied().fold(f64::INFINITY, f64::min);
+        let calls = |ns: f64| ((TURN / ns) as usize).clamp(*CALLS.start(), *CALLS.end());
+        let mut alive: Vec<bool> =
+            first.iter().map(|&ns| !effort.race || ns < LONG / 100.0 || ns <= HOPELESS * least).collect();
+        let turn = |(&ns, &alive): (&f64, &bool)| if alive { ns * (calls(ns) + 1) as f64 } else { 0.0 };
+        let round: f64 = first.iter().zip(&alive).map(turn).sum();
+        let rounds = ((effort.seconds * 1e9 / round) as usize).clamp(2, ROUNDS) / 2 * 2;
+        let mut times: Vec<Vec<f64>> = vec![Vec::new(); choices.len()];
+        for r in 0..rounds {
+            for i in turns::order(choices.len(), r).filter(|&i| alive[i]) {
+                comm.force(Some(choices[i]))?;
+                if first[i] < LONG {
+                    call.run(comm)?;
+                }
+                let mut turn = vec![0.0; calls(first[i])];
                 job.each(&mut turn, || call.run(comm))?;
-                times.extend(turn);
+                job.slowest(&mut turn)?;
+                times[i].push(middle(&mut turn) * 1000.0);
+            }
+            if effort.race && r % 2 == 1 {
+                let found = paired(&times, &first);
+                let least = found.iter().copied().fold(f64::INFINITY, f64::min);
+                alive.iter_mut().zip(&found).for_each(|(a, t)| *a &= *t <= BEATEN * least);
+                if alive.iter().filter(|a| **a).count() < 2 {
+                    break;
+                }
             }
         }
         comm.force(None)?;
-        times.iter_mut().map(|t| Ok(job.spread(t)?.median * 1000.0)).collect()
+        Ok(paired(&times, &first))
     }
+}
+
+/// What rounds say, and the first call where there were none.
+fn paired(times: &[Vec<f64>], first: &[f64]) -> Vec<f64> {
+    let with: Vec<Vec<f64>> = times.iter().filter(|t| !t.is_empty()).cloned().collect();
+    let mut found = turns::paired(&with).into_iter();
+    let of =
+        |(t, first): (&Vec<f64>, &f64)| if t.is_empty() { *first } else { found.next().unwrap_or(*first) };
+    times.iter().zip(first).map(of).collect()
 }

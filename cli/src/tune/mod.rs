@@ -22,8 +22,9 @@ use bench::Bench;
 First what the parts of the machine cost: kernels, messages inside a host and across hosts. Then some calls, to
 which the machine's numbers are fitted, and others, to see how good they predict: the first table. Then, for every
 collective and size, the simulator prices all algorithms with tiles and ways, and those that it cannot tell apart
-are measured in turns: the second table. The result is a profile; GRACCL_PROFILE=FILE makes jobs use it.
-docs/cost-model.md explains it.
+race in turns: the second table. The result is a profile; GRACCL_PROFILE=FILE makes jobs use it.
+docs/cost-model.md explains it. All this takes at most about 30 seconds for each rank: 60 with two. Where it would
+take longer, the largest sizes have the choices of smaller ones.
 
 A profile may serve several jobs: what FILE has for other numbers of ranks and hosts stays in it.
 Under a launcher (graccl run, mpirun, srun, torchrun) it joins that job; else it starts --np ranks.
@@ -115,8 +116,11 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
     if !collectives.is_empty() {
         bench.say(format_args!("#\n#  collective   up to bytes  algorithm              ways   message"));
     }
-    for collective in collectives {
-        let chosen = select::choose(&mut bench, &mut predictor, collective, a.maxbytes as u64, uncertain)?;
+    for (i, &collective) in collectives.iter().enumerate() {
+        bench.progress(format_args!("choices for {}", collective.name()));
+        let seconds = bench.left()?.max(0.0) / (collectives.len() - i) as f64;
+        let most = a.maxbytes as u64;
+        let chosen = select::choose(&mut bench, &mut predictor, collective, most, uncertain, seconds)?;
         table.merge(chosen);
     }
     if rank == 0 {

@@ -7,7 +7,7 @@ use graccl::schedule::Algorithm;
 use graccl::tune::{self, Choice, Model, Place, Predictor, Run};
 use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
 
-use super::bench::Bench;
+use super::bench::{Bench, Effort};
 
 /// Messages in flight on a channel: what the transports give.
 const DEPTH: u32 = 4;
@@ -16,6 +16,9 @@ const OP: f64 = 8.0;
 const SWITCH: f64 = 1200.0;
 /// Sizes of messages.
 const SIZES: [usize; 10] = [4, 64, 504, 1024, 4096, 16384, 32768, 65536, 131072, 262144];
+
+/// A size's messages take about so long at most, each kind of them, ns.
+const MESSAGES: f64 = 50e6;
 
 /// What a quarter of the times does not exceed: interruptions only ever add.
 fn usual(times: &mut [f64]) -> f64 {
@@ -164,6 +167,8 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool) -> Result<Costs> {
     for (i, bytes) in SIZES.into_iter().enumerate().rev() {
         let times = if bytes <= 16384 { 60 } else { 20 };
         let stream = pair.stream(bytes, times * 2)?;
+        // Where others want the cores, too, few must do.
+        let times = ((MESSAGES / stream) as usize).clamp(8, times);
         let [way, sends, late] = pair.measure(bytes, times, stream)?;
         if across && i + 1 == SIZES.len() && stream > 1.5 * sends.max(late) {
             // Many messages take longer each than either core. Connections start slowly: the second stream
@@ -200,11 +205,14 @@ fn level(costs: &Costs) -> Result<Level> {
     Ok(Level { send, recv, latency: costs[3 * SIZES.len()], link, links, depth: DEPTH })
 }
 
-/// Two ranks of a host, and ranks of two hosts; the first there are.
-fn pairs(hosts: &[u32]) -> [Option<(usize, usize)>; 2] {
+/// Two ranks of a host, and ranks of two hosts. Not on the same core, if there are others: going from one to the
+/// other is no part of a message, and has a number of its own.
+fn pairs(hosts: &[u32], cores: u32) -> [Option<(usize, usize)>; 2] {
     [true, false].map(|same| {
-        let all = (0..hosts.len()).flat_map(|a| (a + 1..hosts.len()).map(move |b| (a, b)));
-        all.into_iter().find(|&(a, b)| (hosts[a] == hosts[b]) == same)
+        let all = || (0..hosts.len()).flat_map(|a| (a + 1..hosts.len()).map(move |b| (a, b)));
+        let mut fitting = all().filter(|&(a, b)| (hosts[a] == hosts[b]) == same);
+        let apart = fitting.clone().find(|&(a, b)| (b - a) % cores as usize != 0);
+        apart.or(fitting.next())
     })
 }
 
@@ -215,6 +223,7 @@ fn host_name() -> String {
 
 /// Probes kernels and messages. The same numbers on all ranks.
 pub fn machine(bench: &mut Bench) -> Result<Model> {
+    bench.progress(format_args!("kernels"));
     bench.settle()?;
     let (comm, me) = (&bench.comm, bench.rank());
     let all = &bench.job.comm;
@@ -236,9 +245,14 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     (m.copy, m.fold) = (through(&own[..SIZES.len()])?, through(&own[SIZES.len()..2 * SIZES.len()])?);
     (m.call, m.op) = (own[2 * SIZES.len()], OP);
     let hosts = comm.hosts().to_vec();
+    // Not those that a pinned rank may use count.
+    // SAFETY: a plain library call.
+    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
     let mut levels = [None, None];
-    for (slot, pair) in levels.iter_mut().zip(pairs(&hosts)) {
+    let kinds = ["inside a host", "between hosts"];
+    for ((slot, pair), kind) in levels.iter_mut().zip(pairs(&hosts, cores)).zip(kinds) {
         let Some((a, b)) = pair else { continue };
+        bench.progress(format_args!("messages {kind}"));
         let two = comm.split((me == a || me == b).then_some(0), 0)?;
         let mut costs = [0.0; 3 * SIZES.len() + 1];
         if let Some(two) = &two {
@@ -255,10 +269,7 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     if let Some(l) = across.or(inside) {
         m.across = l;
     }
-    // Hosts of the same name are one machine that plays several: they share its cores. Not those that a
-    // pinned rank may use count.
-    // SAFETY: a plain library call.
-    let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
+    // Hosts of the same name are one machine that plays several: they share its cores.
     let names = bench.job.gather(&host_name())?;
     let here: Vec<usize> = (0..names.len()).filter(|&r| names[r] == names[0]).collect();
     if here.len() as u32 > cores {
@@ -272,6 +283,10 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
 const FITTED: [usize; 11] =
     [4, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20, 64 << 20];
 const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
+
+/// For each size; and of the time that is left, all sizes have so much.
+const FIT: Effort = Effort { seconds: 0.3, race: false };
+const SHARE: f64 = 0.3;
 
 /// Times some allreduces, fits the model to them, and returns them with those that check it.
 pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
@@ -290,9 +305,15 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
     let (mut runs, mut others) = (Vec::new(), Vec::new());
     let mut sizes = [&FITTED[..], &CHECKED].concat();
     sizes.sort_unstable();
+    let whole = bench.left()?;
+    bench.progress(format_args!("calls that the machine's numbers are fitted to"));
     for bytes in sizes {
         if bytes > bench.what(Collective::AllReduce, usize::MAX).1 as usize {
             continue;
+        }
+        if bench.left()? < (1.0 - SHARE) * whole {
+            bench.say(format_args!("# {bytes} bytes and more left out: this took too long"));
+            break;
         }
         let (_, exact) = bench.what(Collective::AllReduce, bytes);
         // In another state it is another machine.
@@ -300,7 +321,7 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
             bench.say(format_args!("# {bytes} bytes left out: the machine's cores have moved"));
             continue;
         }
-        let times = bench.compare(Collective::AllReduce, bytes, &all)?;
+        let times = bench.compare(Collective::AllReduce, bytes, &all, FIT)?;
         if !bench.settle()? {
             continue;
         }
@@ -310,6 +331,7 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
             if fits { &mut runs } else { &mut others }.push(run);
         }
     }
+    bench.progress(format_args!("nothing, but fitting"));
     if bench.rank() == 0 {
         predictor.fit(&mut runs)?;
         for r in &mut others {

@@ -3,21 +3,26 @@
 use graccl::tune::{self, Choice, Place, Predictor, Table};
 use graccl::{Collective, Result};
 
-use super::bench::Bench;
+use super::bench::{Bench, Effort};
 
 /// Candidates that are measured for a size.
-const MOST: usize = 8;
+const MOST: usize = 16;
 /// A choice this near to the best is kept from one size to the next: fewer rows, and no rows that only noise
 /// made.
 const SAME: f64 = 1.03;
 
-/// Chooses for sizes up to `most`.
+/// From this size on, bytes, a choice that took so many times as long as the best for the size before has lost.
+const LARGE: u64 = 4 << 20;
+const LOST: f64 = 1.5;
+
+/// Chooses for sizes up to `most`, in about as many seconds.
 pub fn choose(
     bench: &mut Bench,
     predictor: &mut Predictor,
     collective: Collective,
     most: u64,
     uncertain: f64,
+    seconds: f64,
 ) -> Result<Table> {
     let mut table = Table::default();
     let Some(place) = Place::of(collective, &bench.layout) else { return Ok(table) };
@@ -33,12 +38,24 @@ pub fn choose(
         }
         bytes *= 4;
     }
+    let end = bench.left()? - seconds;
     let mut chosen: Vec<(u64, Choice)> = Vec::new();
+    let mut lost = Vec::new();
     for &bytes in &sizes {
+        let left = bench.left()? - end;
+        if left < 0.0 && !chosen.is_empty() {
+            bench.say(format_args!("# no time for {} of {bytes} bytes and more", collective.name()));
+            break;
+        }
         let last = chosen.last().map(|c| c.1);
-        let candidates = candidates(bench, predictor, collective, bytes, last, uncertain)?;
-        let best = best(bench, collective, bytes, &candidates, last)?;
-        chosen.push((bytes, best));
+        let mut candidates = candidates(bench, predictor, collective, bytes, last, uncertain)?;
+        if bytes > LARGE {
+            candidates.retain(|c| !lost.contains(c));
+        }
+        let times = race(bench, collective, bytes, &candidates, left)?;
+        let least = times.iter().copied().fold(f64::INFINITY, f64::min);
+        lost.extend(candidates.iter().zip(&times).filter(|(_, t)| **t > LOST * least).map(|(c, _)| *c));
+        chosen.push((bytes, best(&candidates, &times, last)));
     }
     // Between two sizes with different choices there may be room for a better border.
     let mut rows: Vec<(u64, Choice)> = Vec::new();
@@ -47,8 +64,10 @@ pub fn choose(
             && earlier != choice
         {
             let (_, between) = bench.what(collective, (before * 2) as usize);
-            if between > before && between < bytes {
-                let better = best(bench, collective, between, &[earlier, choice], None)?;
+            let left = bench.left()? - end;
+            if between > before && between < bytes && left > 0.0 {
+                let both = [earlier, choice];
+                let better = best(&both, &race(bench, collective, between, &both, left)?, None);
                 if better == earlier {
                     rows.push((between, earlier));
                 }
@@ -129,20 +148,24 @@ fn share(bench: &Bench, collective: Collective, list: Vec<Choice>) -> Result<Vec
         .collect())
 }
 
-/// The fastest of them; `last` if that is as good.
-fn best(
+/// What they take, ns. A third of the seconds that are `left` is for the rounds.
+fn race(
     bench: &mut Bench,
     collective: Collective,
     bytes: u64,
-    candidates: &[Choice],
-    last: Option<Choice>,
-) -> Result<Choice> {
-    let times = bench.compare(collective, bytes as usize, candidates)?;
+    choices: &[Choice],
+    left: f64,
+) -> Result<Vec<f64>> {
+    bench.compare(collective, bytes as usize, choices, Effort { seconds: left.max(0.0) / 3.0, race: true })
+}
+
+/// The fastest of them; `last` if that is as good.
+fn best(candidates: &[Choice], times: &[f64], last: Option<Choice>) -> Choice {
     let least = times.iter().copied().fold(f64::INFINITY, f64::min);
     let near = |c: &Choice| {
         let at = candidates.iter().position(|x| x == c)?;
         (times[at] <= least * SAME).then_some(*c)
     };
     let fastest = times.iter().position(|t| *t == least).unwrap_or(0);
-    Ok(last.as_ref().and_then(near).unwrap_or(candidates[fastest]))
+    last.as_ref().and_then(near).unwrap_or(candidates[fastest])
 }

@@ -1,0 +1,84 @@
+//! Turns: several ways to do the same are compared while the machine's speed changes.
+
+use super::job::middle;
+
+/// The order of a round among `n`. Every second round has the order of the one before backwards, so what changes
+/// steadily meets all alike; and every pair of rounds begins with another one.
+pub fn order(n: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..n).map(move |i| if round.is_multiple_of(2) { i } else { n - 1 - i }).map(move |i| (i + round / 2) % n)
+}
+
+/// The medians of the rounds, `turn` times each.
+pub fn rounds(times: &[f64], turn: usize) -> Vec<f64> {
+    times.chunks(turn.max(1)).map(|t| middle(&mut t.to_vec())).collect()
+}
+
+/// A time for each, from its times in each round: the median of what it took in times of the round's mean, so
+/// only those of one round are compared. Who left early has fewer rounds, and counts in no mean.
+pub fn paired(times: &[Vec<f64>]) -> Vec<f64> {
+    let rounds = times.iter().map(Vec::len).max().unwrap_or(0);
+    let full: Vec<&Vec<f64>> = times.iter().filter(|t| t.len() == rounds).collect();
+    let mean = |r: usize| (full.iter().map(|t| t[r].max(1e-9).ln()).sum::<f64>() / full.len() as f64).exp();
+    let means: Vec<f64> = (0..rounds).map(mean).collect();
+    let usual = middle(&mut means.clone());
+    let share = |t: &Vec<f64>| middle(&mut t.iter().zip(&means).map(|(t, m)| t / m).collect::<Vec<_>>());
+    times.iter().map(|t| usual * share(t)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs all of `work` for `rounds`; what one takes is its work in times of what the clock's `state` says.
+    fn run(work: &[f64], count: usize, state: impl Fn(f64) -> f64) -> Vec<f64> {
+        let mut times = vec![Vec::new(); work.len()];
+        let mut now = 0.0;
+        for round in 0..count {
+            for i in order(work.len(), round) {
+                let took = work[i] * state(now);
+                now += took;
+                times[i].push(took);
+            }
+        }
+        paired(&times)
+    }
+
+    #[test]
+    fn everyone_has_a_turn_in_every_round() {
+        for (n, round) in [(1, 0), (1, 7), (4, 0), (4, 1), (5, 3), (5, 40)] {
+            let mut all: Vec<usize> = order(n, round).collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..n).collect::<Vec<_>>());
+        }
+    }
+
+    /// The same work at the beginning, in the middle and at the end comes out the same.
+    #[test]
+    fn the_place_in_the_order_does_not_matter() {
+        let work = [10.0, 8.0, 10.0, 30.0, 9.0, 10.0];
+        let steady: fn(f64) -> f64 = |now| 1.0 + now / 500.0;
+        let sudden: fn(f64) -> f64 = |now| if (150.0..400.0).contains(&now) { 3.0 } else { 1.0 };
+        let waves: fn(f64) -> f64 = |now| 1.5 + (now / 90.0).sin();
+        for (what, state, within) in
+            [("steady", steady, 0.01), ("sudden", sudden, 0.01), ("waves", waves, 0.05)]
+        {
+            let t = run(&work, 10, state);
+            for same in [2, 5] {
+                assert!((t[same] / t[0] - 1.0).abs() < within, "{what}: {t:?}");
+            }
+            assert!((t[3] / t[0] - 3.0).abs() < 3.0 * within, "{what}: {t:?}");
+        }
+    }
+
+    #[test]
+    fn who_left_early_is_compared_with_those_of_its_rounds() {
+        let t = paired(&[vec![1.0, 2.0, 4.0], vec![2.0, 4.0, 8.0], vec![3.0]]);
+        let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
+        assert!(near(t[1] / t[0], 2.0) && near(t[2] / t[0], 3.0) && near(t[0], 2.0), "{t:?}");
+    }
+
+    #[test]
+    fn medians_of_rounds() {
+        assert_eq!(rounds(&[1.0, 9.0, 2.0, 5.0, 7.0], 3), [2.0, 6.0]);
+    }
+}
