@@ -1,0 +1,3 @@
+//! Data-parallel training over graccl.
+
+pub mod input;
