@@ -51,10 +51,10 @@ fn packed_messages_take_less_of_the_network() {
             ["--cluster", cluster, "--ranks", "2", "--algo", "direct", "--sizes", "2M", "--message", "2M"];
         lines(&sim(&[&args[..], more].concat()))[0][4].parse::<f64>().unwrap()
     };
-    // Two messages of 1 MiB, whole or halved, each with two passes.
+    // Two messages of 1 MiB, whole or halved, what arrives is copied, and two passes for each.
     let (whole, half) = (time(&[]), time(&["--wire", "half"]));
-    assert!((whole - 2.0 * (10.0 + 1048.576)).abs() < 0.1, "{whole}");
-    assert!((half - 2.0 * (10.0 + 2.5 * 1048.576)).abs() < 0.1, "{half}");
+    assert!((whole - 2.0 * (10.0 + 2.0 * 1048.576)).abs() < 0.1, "{whole}");
+    assert!((half - 2.0 * (10.0 + 3.5 * 1048.576)).abs() < 0.1, "{half}");
     let wrong = sim(&["--cluster", cluster, "--algo", "ring", "--wire", "half"]);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("can pack"));
     let _ = std::fs::remove_file(cluster);
