@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use graccl::capi::*;
@@ -12,6 +12,7 @@ const SUCCESS: ResultInt = graccl_result_t::GRACCL_SUCCESS as ResultInt;
 const INVALID_ARGUMENT: ResultInt = graccl_result_t::GRACCL_INVALID_ARGUMENT as ResultInt;
 const INVALID_USAGE: ResultInt = graccl_result_t::GRACCL_INVALID_USAGE as ResultInt;
 const ABORTED: ResultInt = graccl_result_t::GRACCL_ABORTED as ResultInt;
+const REMOTE_ERROR: ResultInt = graccl_result_t::GRACCL_REMOTE_ERROR as ResultInt;
 const IN_PROGRESS: ResultInt = graccl_result_t::GRACCL_IN_PROGRESS as ResultInt;
 const F32: DataTypeInt = graccl_data_type_t::GRACCL_FLOAT32 as DataTypeInt;
 const F64: DataTypeInt = graccl_data_type_t::GRACCL_FLOAT64 as DataTypeInt;
@@ -575,6 +576,80 @@ fn a_destroy_ends_calls_of_other_threads() {
         assert_eq!(call.join().unwrap(), ABORTED);
     });
     destroy(comms[1]);
+}
+
+/// A way to make a communicator from another one.
+fn derived(way: usize, comm: *mut graccl_comm_t) -> c_int {
+    let mut out = ptr::null_mut();
+    // SAFETY: out can be written; the communicator is looked up only.
+    let code = unsafe {
+        match way {
+            0 => graccl_comm_split(comm, 0, 0, &mut out, ptr::null()),
+            1 => graccl_comm_dup(comm, &mut out),
+            _ => graccl_comm_shrink(comm, ptr::null(), 0, &mut out, ptr::null()),
+        }
+    };
+    assert_eq!(code == SUCCESS, !out.is_null());
+    if code == SUCCESS {
+        destroy(out);
+    }
+    code
+}
+
+#[test]
+fn a_destroy_ends_what_makes_communicators_in_other_threads() {
+    for (way, aborts) in [(0, false), (0, true), (1, false), (1, true), (2, false), (2, true)] {
+        let comms = all(2);
+        let waiting = comms[0].addr();
+        std::thread::scope(|scope| {
+            // The other rank never comes.
+            let call = scope.spawn(move || derived(way, ptr::without_provenance_mut(waiting)));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!call.is_finished());
+            let since = Instant::now();
+            if aborts {
+                // SAFETY: allowed at any time.
+                assert_eq!(unsafe { graccl_comm_abort(comms[0]) }, SUCCESS);
+            } else {
+                destroy(comms[0]);
+            }
+            assert_eq!(call.join().unwrap(), ABORTED, "way {way}");
+            assert!(since.elapsed() < Duration::from_secs(2), "way {way}: {:?}", since.elapsed());
+            if aborts {
+                destroy(comms[0]);
+            }
+        });
+        destroy(comms[1]);
+    }
+}
+
+#[test]
+fn making_communicators_may_race_with_a_destroy() {
+    for round in 0..60 {
+        let comms: Vec<_> = all(2).into_iter().map(|c| c.addr()).collect();
+        let (way, gone) = (round % 3, &AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for &comm in &comms {
+                scope.spawn(move || {
+                    let since = Instant::now();
+                    let code = loop {
+                        assert!(since.elapsed() < Duration::from_secs(20), "no end");
+                        match derived(way, ptr::without_provenance_mut(comm)) {
+                            // The rank that is left may shrink it to itself for ever.
+                            SUCCESS if way == 2 && gone.load(Ordering::Relaxed) => return,
+                            SUCCESS => {}
+                            code => break code,
+                        }
+                    };
+                    assert!([ABORTED, REMOTE_ERROR, INVALID_USAGE].contains(&code), "{code}");
+                });
+            }
+            std::thread::sleep(Duration::from_micros(61 * (round * round) as u64 % 5000));
+            destroy(ptr::without_provenance_mut(comms[0]));
+            gone.store(true, Ordering::Relaxed);
+        });
+        destroy(ptr::without_provenance_mut(comms[1]));
+    }
 }
 
 #[test]

@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Ended, Job, case, join, now_ms, report_error, say, sum_f32};
-use graccl::{Code, Communicator, Config, RedOp, TransportChoice, UniqueId, group_end, group_start};
+use graccl::schedule::Collective;
+use graccl::{
+    Call, Code, Communicator, Config, DataType, RedOp, TransportChoice, UniqueId, group_end, group_start,
+};
 
 /// How soon survivors must know of a death, and have gone on. Both take milliseconds; the rest is for a
 /// machine that is busy with all other tests.
@@ -231,6 +235,51 @@ const BOTH: [TransportChoice; 2] = [TransportChoice::Shm, TransportChoice::Tcp];
 fn is_the_end(e: &graccl::Error) {
     let codes = [Code::Aborted, Code::RemoteError, Code::InvalidUsage];
     assert!(codes.contains(&e.code), "{e}");
+}
+
+/// Two ranks hand over their blocks where they lie, give the call up and use that memory for something else. The
+/// third one comes late, and finds all that it needs: it must not take it.
+#[test]
+fn what_was_overwritten_after_a_call_was_given_up_is_not_taken() {
+    const N: usize = 20_000;
+    let (met, over) = (Barrier::new(3), Barrier::new(3));
+    ranks(3, TransportChoice::Shm, |c| {
+        let me = c.rank();
+        let memory = graccl::memory::alloc(4 * 4 * N).unwrap().cast::<u32>();
+        // SAFETY: as much memory as that, whose pages are zero.
+        let all = unsafe { std::slice::from_raw_parts_mut(memory, 4 * N) };
+        // The last rank's own block lies apart.
+        let own = if me == 2 { 3 * N } else { me * N };
+        let mut gather = || {
+            all[own..own + N].fill(me as u32 + 1);
+            let (send, recv) = (all[own..].as_ptr().cast(), all.as_mut_ptr().cast());
+            let call = Call::new(Collective::AllGather, send, recv, N, DataType::U32, RedOp::Sum);
+            // SAFETY: the output is the first three quarters of the memory.
+            unsafe { c.call(&call) }
+        };
+        gather().unwrap();
+        met.wait();
+        let late = me == 2;
+        let result = std::thread::scope(|s| {
+            if late {
+                over.wait();
+            } else if me == 0 {
+                s.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    c.abort();
+                });
+            }
+            gather()
+        });
+        all.fill(99);
+        if !late {
+            over.wait();
+        }
+        is_the_end(&result.unwrap_err());
+        drop(c);
+        // SAFETY: from `alloc`, and the communicator is gone.
+        unsafe { graccl::memory::free(memory.cast()) }.unwrap();
+    });
 }
 
 #[test]

@@ -363,6 +363,37 @@ fn a_message_of_another_length_is_a_fault() {
     }
 }
 
+/// Whoever gives a call up may use its memory again at once: a peer that is reading it must not take what it
+/// reads for the message.
+#[test]
+fn a_reference_that_is_taken_back_is_a_fault_to_its_reader() {
+    let a = arena().unwrap();
+    let memory = a.alloc(1 << 20).unwrap();
+    let p = a.base().wrapping_add(memory.offset);
+    for before in [true, false] {
+        let (mut x, mut y, _block) = pair();
+        // One that was read in time, and two that were not.
+        for _ in 0..3 {
+            // SAFETY: memory of ours, which stays.
+            unsafe { x.send_ref(p, 9000, FP) };
+        }
+        assert_eq!(y.recv(9000, FP), Recv::Ready(p));
+        y.release();
+        if !before {
+            assert_eq!(y.recv(9000, FP), Recv::Ready(p));
+        }
+        x.abandon();
+        if !before {
+            assert!(!y.torn());
+            y.release();
+            assert!(y.torn() && !y.idle());
+        }
+        assert_eq!(y.recv(9000, FP), Recv::Fault);
+        assert!(matches!(y.fault(), Some(Fault::Broken(why)) if why == "it has given up the call"));
+    }
+    a.free(memory.offset);
+}
+
 /// Bytes outside its arena that a peer refers to are refused.
 #[test]
 fn references_outside_the_arena_are_refused() {

@@ -545,9 +545,17 @@ impl Operands {
                 )
             };
         }
-        // Released first, so that the messages sent now acknowledge them.
+        // Released first, so that the messages sent now acknowledge them, and nothing torn is passed on.
+        let mut torn = None;
         for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
-            links[(a.link + way) as usize].release();
+            let n = a.link + way;
+            links[n as usize].release();
+            if links[n as usize].torn() {
+                torn = Some(n);
+            }
+        }
+        if let Some(n) = torn {
+            return Step::Fault(n);
         }
         for a in sends {
             let link = &mut links[(a.link + way) as usize];

@@ -97,7 +97,8 @@ pub trait Link {
         let _ = (dst, len);
     }
 
-    /// Ends the use of the message that `recv` returned.
+    /// Ends the use of the message that `recv` returned. Where the peer has taken it back meanwhile the link has
+    /// a fault, is not idle any more, and `recv` answers the fault.
     fn release(&mut self);
 
     /// The end of a call on this rank: tells the peer what it may be waiting for. Called on all links
@@ -110,7 +111,8 @@ pub trait Link {
         true
     }
 
-    /// The call under way is given up: from here on nothing refers to the caller's memory.
+    /// The call under way is given up: from here on nothing refers to the caller's memory, or who reads it all
+    /// the same finds out before it uses what it has read.
     fn abandon(&mut self) {}
 
     /// Largest message in bytes that `send_slot` takes.
@@ -124,6 +126,14 @@ pub trait Link {
 pub enum AnyLink {
     Shm(shm::ShmLink),
     Other(Box<dyn Link + Send>),
+}
+
+impl AnyLink {
+    /// The message that was released last was not what it should have been when it was used: this has a fault.
+    #[inline]
+    pub fn torn(&self) -> bool {
+        matches!(self, AnyLink::Shm(l) if l.torn())
+    }
 }
 
 macro_rules! forward {

@@ -81,10 +81,15 @@ pub fn inline(len: usize) -> bool {
 }
 
 /// In `slot`: payload in the header line; payload in the sender's arena at the offset that the line holds;
-/// payload already in the receiver's arena at that offset (the reply to a reference).
+/// payload already in the receiver's arena at that offset (the reply to a reference); a reference that its
+/// sender has taken back.
 const IN_LINE: u8 = 0xff;
 const BY_REF: u8 = 0xfe;
 const REPLY_REF: u8 = 0xfd;
+const TAKEN_BACK: u8 = 0xfc;
+
+/// The fault of a link whose peer has taken a reference back.
+const GIVEN_UP: &str = "it has given up the call";
 
 /// A process's doorbell: where its threads sleep, and how others wake them.
 #[repr(C, align(64))]
@@ -186,6 +191,8 @@ pub struct ShmLink {
     bell: *const Doorbell,
     fenced: bool,
     fault: Option<Fault>,
+    /// The last message was taken back while it was used.
+    torn: bool,
 }
 
 // SAFETY: the pointers go to arenas that the struct keeps alive (`peer`) or that live as long as the
@@ -244,6 +251,7 @@ impl ShmLink {
             bell,
             fenced,
             fault: None,
+            torn: false,
         }
     }
 
@@ -359,6 +367,27 @@ impl ShmLink {
                 None => self.peer.trim(start - self.peer.page() as usize, end - start),
             };
         }
+    }
+
+    /// Whether the message by reference that is being received was still so when the last byte of it had been
+    /// read. If not, what was read may be anything.
+    fn stands(&mut self) -> bool {
+        // After the reads of the message: see `abandon`.
+        fence(Ordering::Acquire);
+        // SAFETY: the peer's header line.
+        let w = unsafe { Self::word(Self::line(self.rx, self.received)) }.load(Ordering::Relaxed);
+        if (w >> 24) as u8 != TAKEN_BACK {
+            return true;
+        }
+        self.current = Place::None;
+        self.torn = true;
+        self.broken(GIVEN_UP);
+        false
+    }
+
+    #[inline]
+    pub fn torn(&self) -> bool {
+        self.torn
     }
 
     fn broken(&mut self, text: &str) -> Recv {
@@ -596,12 +625,19 @@ impl Link for ShmLink {
                 // SAFETY: inside our arena, as just checked.
                 Recv::Ready(unsafe { self.own.base().add(offset as usize) })
             }
+            TAKEN_BACK => self.broken(GIVEN_UP),
             _ => self.broken("the peer's message header makes no sense"),
         }
     }
 
     #[inline]
     fn release(&mut self) {
+        // If it does not stand it stays, so that `recv` finds the fault again.
+        if let Place::Peer(_) = self.current
+            && !self.stands()
+        {
+            return;
+        }
         self.received = self.received.wrapping_add(1);
         if let Place::Slot(s) = self.current {
             // Those that the peer has given back and we have not yet taken are ours as well.
@@ -633,6 +669,9 @@ impl Link for ShmLink {
     }
 
     fn idle(&mut self) -> bool {
+        if self.torn {
+            return false;
+        }
         let out = |l: &Self| l.refs_until.wrapping_sub(l.acked) as i32 > 0;
         if out(self) {
             self.collect();
@@ -643,6 +682,22 @@ impl Link for ShmLink {
         // Kept close to the counter that it is compared with, which wraps around.
         self.refs_until = self.acked;
         true
+    }
+
+    /// Takes back the references that the peer may still read: it finds that out when it has done so, before it
+    /// uses what it has read. It may still write its reply to one.
+    fn abandon(&mut self) {
+        self.collect();
+        for seq in (0..DEPTH).map(|i| self.acked.wrapping_add(i)).take_while(|&seq| seq != self.sent) {
+            // SAFETY: our own header line.
+            let word = unsafe { Self::word(Self::line(self.tx, seq)) };
+            let w = word.load(Ordering::Relaxed);
+            if (w >> 24) as u8 == BY_REF && w as u16 == seq.wrapping_add(1) as u16 {
+                word.store(w & !(0xff << 24) | u64::from(TAKEN_BACK) << 24, Ordering::Relaxed);
+            }
+        }
+        // Before whatever the owner of that memory does with it from now on.
+        fence(Ordering::SeqCst);
     }
 
     fn capacity(&self) -> usize {
