@@ -58,7 +58,7 @@ mod tests {
         let work = [10.0, 8.0, 10.0, 30.0, 9.0, 10.0];
         let steady: fn(f64) -> f64 = |now| 1.0 + now / 500.0;
         let sudden: fn(f64) -> f64 = |now| if (150.0..400.0).contains(&now) { 3.0 } else { 1.0 };
-        let waves: fn(f64) -> f64 = |now| 1.5 + (now / 90.0).sin();
+        let waves: fn(f64) -> f64 = |now| 1.5 + 0.5 * (now / 90.0).sin();
         for (what, state, within) in
             [("steady", steady, 0.01), ("sudden", sudden, 0.01), ("waves", waves, 0.05)]
         {
