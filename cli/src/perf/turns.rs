@@ -66,7 +66,8 @@ mod tests {
             for same in [2, 5] {
                 assert!((t[same] / t[0] - 1.0).abs() < within, "{what}: {t:?}");
             }
-            assert!((t[3] / t[0] - 3.0).abs() < 3.0 * within, "{what}: {t:?}");
+            // A call that is half of a round meets another state within itself.
+            assert!((t[3] / t[0] / 3.0 - 1.0).abs() < 0.03, "{what}: {t:?}");
         }
     }
 
