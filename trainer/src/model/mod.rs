@@ -98,6 +98,8 @@ pub struct Model {
     pub specs: Vec<Spec>,
     /// Name and channels of each batch normalisation, for its running statistics.
     pub norms: Vec<(String, usize)>,
+    /// Places of an image that each of them sees.
+    pub positions: Vec<usize>,
     pub stages: Vec<Stage>,
 }
 
@@ -131,7 +133,7 @@ struct Builder {
 
 impl Builder {
     fn new(input: [usize; 3], classes: usize) -> Builder {
-        let model = Model { input, classes, specs: Vec::new(), norms: Vec::new(), stages: Vec::new() };
+        let model = Model { input, classes, specs: vec![], norms: vec![], positions: vec![], stages: vec![] };
         Builder { model, shape: input }
     }
 
@@ -157,6 +159,7 @@ impl Builder {
         let g = self.tensor(format!("{name}.weight"), &[channels], Kind::Norm, Init::Constant(gamma));
         self.tensor(format!("{name}.bias"), &[channels], Kind::Norm, Init::Constant(0.0));
         self.model.norms.push((name.to_string(), channels));
+        self.model.positions.push(self.shape[1] * self.shape[2]);
         Layer::Norm { gamma: g, stats: self.model.norms.len() - 1 }
     }
 
