@@ -235,7 +235,7 @@ impl Trainer {
         let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
         match at.dtype {
             DataType::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-            DataType::BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+            DataType::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
             _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         }
     }
@@ -338,7 +338,7 @@ struct Memory {
 fn travels_as(kind: Kind, precision: Precision) -> DataType {
     match precision {
         Precision::F16 if kind != Kind::Norm => DataType::F16,
-        Precision::Bf16 if kind != Kind::Norm => DataType::BF16,
+        Precision::Bf16 if kind != Kind::Norm => DataType::Bf16,
         _ => DataType::F32,
     }
 }
