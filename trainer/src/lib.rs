@@ -1,7 +1,10 @@
 //! Data-parallel training of AlexNet and ResNet-50 over graccl.
+//!
+//! `input` makes batches, `model` says what is computed, `trainer` does a step on all ranks, `optim` changes the
+//! weights, `checkpoint` keeps them.
 
 pub mod checkpoint;
-pub mod data;
+pub mod input;
 pub mod launch;
 pub mod model;
 pub mod optim;

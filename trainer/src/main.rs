@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use clap::{Parser, ValueEnum};
 use graccl::bucket::Fusion;
 use graccl::{Communicator, Config, Error, Result};
-use graccl_trainer::data::{self, Images};
+use graccl_trainer::input::{self, Augment, Loader, LoaderConfig, Split};
 use graccl_trainer::model::{AlexNorms, Model, alexnet, resnet50};
 use graccl_trainer::optim::{LossScale, Optimiser, Rule, Schedule};
 use graccl_trainer::trainer::{Precision, Setup, State, Trainer};
@@ -51,7 +51,7 @@ enum Buckets {
 struct Args {
     #[arg(long, value_enum)]
     model: Net,
-    /// Folder with MNIST's four files
+    /// Folder with MNIST's four files, with train and val folders of classes, or with train.records and val.records
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Start this many ranks on this machine
@@ -92,9 +92,15 @@ struct Args {
     seed: u64,
     #[arg(long, value_enum, default_value = "planned")]
     buckets: Buckets,
-    /// Train on the first N images only
-    #[arg(long, value_name = "N")]
-    images: Option<usize>,
+    /// Height and width of images; default: 28 for grey ones, 224 for coloured ones
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<usize>,
+    /// Random windows that stick out by at most this
+    #[arg(long, value_name = "PIXELS")]
+    crop: Option<usize>,
+    /// Mirror every second image
+    #[arg(long)]
+    flip: bool,
     /// Stop after this many steps in all (the schedule stays that of --epochs)
     #[arg(long, value_name = "N")]
     stop: Option<usize>,
@@ -135,40 +141,46 @@ fn main() -> ExitCode {
 }
 
 fn train(args: &Args) -> Result<()> {
-    let train = Images::mnist(&args.data, "train")?;
-    let train = train.first(args.images.unwrap_or(usize::MAX / 1024));
-    let test = Images::mnist(&args.data, "t10k")?;
-    let model = model(args, &train)?;
+    let train = input::open(&args.data, Split::Train)?;
+    let test = input::open(&args.data, Split::Test)?;
+    let (channels, classes) = (train.channels(), train.classes());
+    let side = args.size.unwrap_or(if channels == 1 { 28 } else { 224 });
+    let model = model(args, [channels, side, side], classes)?;
     // The same bits whatever the buckets, which depend on times.
     let config = Config { deterministic: true, ..Config::from_env()? };
     let comm = Communicator::init_env(&config)?;
     let (rank, ranks) = (comm.rank(), comm.size());
-    if args.batch == 0 || args.batch % ranks != 0 || args.batch > train.len() {
-        return Err(Error::argument(format!(
-            "a batch of {} images for {ranks} ranks and {} images",
-            args.batch,
-            train.len()
-        ))
-        .hint("--batch must be a multiple of the ranks, and at most the images"));
+    if args.batch == 0 || !args.batch.is_multiple_of(ranks) {
+        return Err(Error::argument(format!("a batch of {} images for {ranks} ranks", args.batch))
+            .hint("--batch must be a multiple of the number of ranks"));
     }
-    let per_epoch = train.len() / args.batch;
+    let plain = Augment::none(channels);
+    let mut augment = plain.clone();
+    augment.crop = args.crop;
+    augment.flip = args.flip;
+    let own = args.batch / ranks;
+    let loader = LoaderConfig::training(own, (side, side), augment, args.seed).of_rank(rank, ranks);
+    let loader = Loader::new(train.clone(), loader)?;
+    let evaluation = LoaderConfig::evaluation(250, (side, side), plain).of_rank(rank, ranks);
+    let evaluation = Loader::new(test, evaluation)?;
+
+    let per_epoch = loader.steps_per_epoch() as usize;
     let steps = per_epoch * args.epochs;
-    let schedule =
-        Schedule { base: args.rate, end: 0.0, warm_up: (args.warm_up * per_epoch as f32) as usize, steps };
+    let warm_up = (args.warm_up * per_epoch as f32) as usize;
+    let schedule = Schedule { base: args.rate, end: 0.0, warm_up, steps };
     let scale = loss_scale(args);
     let state = match &args.resume {
         Some(file) => checkpoint::load(file, &model, scale)?,
         None => State::new(&model, args.seed, scale),
     };
-    let began = state.step;
+    let (began, until) = (state.step, args.stop.unwrap_or(steps).min(steps));
     let mut trainer = Trainer::new(comm, model, setup(args), state, device())?;
     if rank == 0 {
+        let (tensors, parameters) = (trainer.model.specs.len(), trainer.model.parameters());
         println!(
-            "# {} tensors, {} parameters; {} images, {} classes; {ranks} ranks, batch {}, {steps} steps",
-            trainer.model.specs.len(),
-            trainer.model.parameters(),
+            "# {tensors} tensors, {parameters} parameters; {} images, {classes} classes; {ranks} ranks, batch {}, \
+             {steps} steps",
             train.len(),
-            train.classes,
             args.batch
         );
         println!(
@@ -177,47 +189,39 @@ fn train(args: &Args) -> Result<()> {
         );
     }
     let mut window = Window::new();
-    let until = args.stop.unwrap_or(steps).min(steps);
-    let mut order = (usize::MAX, Vec::new());
-    for step in began..until {
-        let epoch = step / per_epoch;
-        if order.0 != epoch {
-            order = (epoch, data::order(args.seed, epoch, train.len()));
-        }
-        let batch = train.batch(data::share(&order.1, step % per_epoch, args.batch, rank, ranks));
-        let report = trainer.step(&batch, schedule.rate(step))?;
+    for (step, batch) in (began..until).zip(loader.steps(began as u64..until.max(began) as u64)) {
+        let report = trainer.step(&batch?, schedule.rate(step))?;
         if !report.loss.is_finite() && !report.skipped {
             return Err(Error::usage(format!("the loss is {} after step {step}", report.loss))
                 .hint("lower --rate, or warm up longer"));
         }
         if args.log && rank == 0 {
-            println!("step {step} loss {:.17e}{}", report.loss, if report.skipped { " skipped" } else { "" });
+            let skipped = if report.skipped { " skipped" } else { "" };
+            println!("step {step} loss {:.17e}{skipped}", report.loss);
         }
         window.add(&report, args.batch);
-        let last = step + 1 == until;
-        if rank == 0 && (window.seconds() > 5.0 || last || (step + 1) % per_epoch == 0) {
-            window.print(step + 1, (step + 1) as f64 / per_epoch as f64);
+        let (done, last) = (step + 1, step + 1 == until);
+        let epoch = done as f64 / per_epoch as f64;
+        let epoch_ends = done % per_epoch == 0;
+        if rank == 0 && (window.seconds() > 5.0 || last || epoch_ends) {
+            window.print(done, epoch);
             window = Window::new();
         }
         if let Some(file) = &args.checkpoint
-            && (last || (args.every > 0 && (step + 1) % args.every == 0))
+            && (last || (args.every > 0 && done % args.every == 0))
         {
             trainer.share_statistics()?;
             if rank == 0 {
                 checkpoint::save(file, &trainer.model, &trainer.state)?;
             }
         }
-        if (step + 1) % per_epoch == 0 || last {
+        if epoch_ends || last {
             trainer.share_statistics()?;
-            let own: Vec<u32> = (rank as u32..test.len() as u32).step_by(ranks).collect();
-            let (loss, accuracy) = trainer.evaluate(own.chunks(250).map(|c| test.batch(c)))?;
+            let (loss, accuracy) = trainer.evaluate(evaluation.epoch(0))?;
             if rank == 0 {
-                println!(
-                    "test after epoch {:.2}: loss {loss:.4}, accuracy {:.2} %",
-                    (step + 1) as f64 / per_epoch as f64,
-                    100.0 * accuracy
-                );
+                println!("test after epoch {epoch:.2}: loss {loss:.4}, accuracy {:.2} %", 100.0 * accuracy);
             }
+            window = Window::new();
         }
     }
     if rank == 0 {
@@ -289,17 +293,17 @@ impl Window {
     }
 }
 
-fn model(args: &Args, images: &Images) -> Result<Model> {
-    if args.width == 0 || args.width % 2 != 0 {
+fn model(args: &Args, input: [usize; 3], classes: usize) -> Result<Model> {
+    if args.width == 0 || !args.width.is_multiple_of(2) {
         return Err(Error::argument(format!("a width of {}", args.width))
             .hint("give an even number; 64 is the original"));
     }
-    let alex = |norms| alexnet(images.shape, images.classes, args.width, norms);
+    let alex = |norms| alexnet(input, classes, args.width, norms);
     Ok(match args.model {
         Net::Alexnet => alex(AlexNorms::None),
         Net::AlexnetBn5 => alex(AlexNorms::Pool5),
         Net::AlexnetBn => alex(AlexNorms::All),
-        Net::Resnet50 => resnet50(images.shape, images.classes, args.width),
+        Net::Resnet50 => resnet50(input, classes, args.width),
     })
 }
 

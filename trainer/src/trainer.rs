@@ -12,7 +12,7 @@ use graccl::bucket::{self, Bucketer, BucketerConfig, Fusion, StepTimes};
 use graccl::{Communicator, DataType, RedOp, Result};
 use half::{bf16, f16};
 
-use crate::data::Batch;
+use crate::input::Batch;
 use crate::model::{Kind, Mode, Model, forward};
 use crate::optim::{LossScale, Optimiser};
 
@@ -287,12 +287,13 @@ impl Trainer {
     ///
     /// # Errors
     /// Those of [`Communicator::call`].
-    pub fn evaluate(&self, batches: impl Iterator<Item = Batch>) -> Result<(f64, f64)> {
+    pub fn evaluate(&self, batches: impl Iterator<Item = Result<Batch>>) -> Result<(f64, f64)> {
         let tensors = self.tensors();
         let vector = |v: &[f32]| Tensor::<1>::from_data(TensorData::new(v.to_vec(), [v.len()]), &self.device);
         let known: Vec<_> = self.state.statistics.iter().map(|(m, v)| (vector(m), vector(v))).collect();
         let mut sums = [0.0f64; 3];
         for batch in batches {
+            let batch = batch?;
             let mut x = self.images(&batch);
             for stage in &self.model.stages {
                 x = forward(&self.model, &stage.layers, x, &tensors, &mut Mode::Eval(&known));
