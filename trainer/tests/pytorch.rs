@@ -13,7 +13,7 @@ use graccl_trainer::trainer::{Precision, Setup, State, Trainer};
 /// As `uniform` in make.py.
 fn uniform(seed: u64, n: usize) -> Vec<f64> {
     let mut random = Random::new(seed << 32);
-    (0..n).map(|_| (random.next() >> 40) as f64 / (1 << 23) as f64 - 1.0).collect()
+    (0..n).map(|_| (random.bits() >> 40) as f64 / (1 << 23) as f64 - 1.0).collect()
 }
 
 /// As `fill` in make.py.

@@ -11,12 +11,12 @@ fn images(name: &str) -> PathBuf {
     std::fs::create_dir_all(&dir).unwrap();
     let mut random = Random::new(5);
     let patterns: Vec<Vec<u8>> =
-        (0..10).map(|_| (0..784).map(|_| (random.next() >> 57) as u8).collect()).collect();
+        (0..10).map(|_| (0..784).map(|_| (random.bits() >> 57) as u8).collect()).collect();
     for (which, n) in [("train", 512u32), ("t10k", 128)] {
         let labels: Vec<u8> = (0..n).map(|_| random.below(10) as u8).collect();
         let mut pixels = Vec::new();
         for &l in &labels {
-            pixels.extend(patterns[l as usize].iter().map(|p| p + (random.next() >> 57) as u8));
+            pixels.extend(patterns[l as usize].iter().map(|p| p + (random.bits() >> 57) as u8));
         }
         let head = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|w| w.to_be_bytes()).collect() };
         let mut file = head(&[0x803, n, 28, 28]);
@@ -134,7 +134,9 @@ fn a_killed_rank_ends_the_job_which_goes_on_with_fewer() {
         .spawn()
         .unwrap();
     let victim = rank_1(&child);
+    let began = std::time::Instant::now();
     while !file.exists() {
+        assert!(began.elapsed().as_secs() < 120, "there is no checkpoint");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     // SAFETY: a signal to a process that this test started through the launcher.
