@@ -1,3 +1,12 @@
-//! Data-parallel training over graccl.
+//! Data-parallel training of AlexNet and ResNet-50 over graccl.
+//!
+//! `input` makes batches, `model` says what is computed, `trainer` does a step on all ranks, `optim` changes the
+//! weights, `checkpoint` keeps them.
 
+pub mod checkpoint;
 pub mod input;
+pub mod launch;
+pub mod model;
+pub mod optim;
+pub mod random;
+pub mod trainer;
