@@ -1,3 +1,4 @@
 //! Data-parallel training over graccl.
 
 pub mod input;
+pub mod search;
