@@ -59,8 +59,8 @@ fn reading_is_hidden_behind_longer_steps() {
     assert!((95.0..100.0).contains(&hidden), "{hidden}");
 }
 
-/// Real pictures on one core, computing on another: steps take 1.25 times as long as it takes to make a batch.
-/// Wants two cores with nothing else on them, and scripts/emoji.
+/// Real pictures on one core, computing on another: steps take twice as long as it takes to make a batch alone, because
+/// the two slow each other down. Wants two cores with nothing else on them, and scripts/emoji.
 #[test]
 #[ignore = "a measurement"]
 fn decoding_is_hidden_behind_longer_steps() {
@@ -69,7 +69,7 @@ fn decoding_is_hidden_behind_longer_steps() {
     let loader = Loader::new(open(dir, Split::Train).unwrap(), config).unwrap();
     let mut alone = loader.steps(0..20);
     alone.by_ref().for_each(|b| drop(b.unwrap()));
-    let step = alone.worked() / 20 * 5 / 4;
+    let step = alone.worked() / 20 * 2;
     println!("a batch of 128 takes {:.2?}, a step {step:.2?}", alone.worked() / 20);
     let hidden = hidden(&loader, 200, || {
         let begin = Instant::now();
