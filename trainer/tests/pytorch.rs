@@ -21,10 +21,11 @@ fn state(model: &Model) -> State {
     let mut state = State::new(model, 0, LossScale::new(1.0, 0));
     for (i, spec) in model.specs.iter().enumerate() {
         let one = if spec.kind == Kind::Norm && spec.name.ends_with("weight") { 1.0 } else { 0.0 };
+        let less = if spec.name.ends_with(".bn3.weight") { 0.1 } else { 1.0 };
         let fan_in: usize = spec.shape[1..].iter().product();
         let value = |u: f64| match spec.kind {
             Kind::Weight => u * (6.0 / fan_in as f64).sqrt(),
-            _ => 0.1 * u + one,
+            _ => (0.1 * u + one) * less,
         };
         state.weights[i] =
             uniform(i as u64 + 1, spec.elements()).into_iter().map(|u| value(u) as f32).collect();
@@ -32,8 +33,9 @@ fn state(model: &Model) -> State {
     state
 }
 
-/// Gradients of the first step, and the losses before `steps` steps, within `tolerance` of the largest of each tensor.
-fn compare(model: Model, batch: usize, expected: &str, tolerance: f64, losses: f64, steps: usize) {
+/// Gradients of the first step, within `tolerance` of each tensor's norm, and the losses before five steps at `rate`,
+/// within `losses`.
+fn compare(model: Model, batch: usize, rate: f32, expected: &str, tolerance: f64, losses: f64) {
     let shape = model.input;
     let n = batch * shape.iter().product::<usize>();
     let images = uniform(1000, n).into_iter().map(|u| u as f32).collect();
@@ -49,17 +51,14 @@ fn compare(model: Model, batch: usize, expected: &str, tolerance: f64, losses: f
     let mut trainer = Trainer::new(comm, model, setup, state, Device::flex()).unwrap();
     let mut step = 0;
     let mut tensors = 0;
-    let mut report = trainer.step(&batch, 0.5).unwrap();
+    let mut report = trainer.step(&batch, rate).unwrap();
     for line in expected.lines() {
         let mut words = line.split(' ');
         let name = words.next().unwrap();
         let numbers: Vec<f64> = words.map(|w| w.parse().unwrap()).collect();
-        if name == "loss" && step == steps {
-            break;
-        }
         if name == "loss" {
             if step > 0 {
-                report = trainer.step(&batch, 0.5).unwrap();
+                report = trainer.step(&batch, rate).unwrap();
             }
             let off = (report.loss / numbers[0] - 1.0).abs();
             assert!(off < losses, "loss before step {step}: {} instead of {}", report.loss, numbers[0]);
@@ -78,7 +77,7 @@ fn compare(model: Model, batch: usize, expected: &str, tolerance: f64, losses: f
         }
         tensors += 1;
     }
-    assert_eq!((tensors, step), (trainer.model.specs.len(), steps));
+    assert_eq!((tensors, step), (trainer.model.specs.len(), 5));
 }
 
 #[test]
@@ -86,16 +85,15 @@ fn alexnet_is_as_in_pytorch() {
     compare(
         alexnet([3, 32, 32], 10, 4, AlexNorms::All),
         8,
+        0.5,
         include_str!("vectors/alexnet.txt"),
         1e-4,
         1e-3,
-        5,
     );
 }
 
-/// PyTorch's own gradients in f32 differ from those in f64 here by up to 1.4 % of a tensor's norm. Only
-/// the first step is compared: the loss after it is 2.84, and PyTorch's 3.07, which is not explained yet.
+/// PyTorch's own losses in f32 and f64 differ by up to 1e-4 here: see `fill` in make.py.
 #[test]
 fn resnet50_is_torchvisions() {
-    compare(resnet50([3, 64, 64], 10, 64), 8, include_str!("vectors/resnet50.txt"), 2e-2, 1e-4, 1);
+    compare(resnet50([3, 64, 64], 10, 64), 8, 0.1, include_str!("vectors/resnet50.txt"), 1e-3, 1e-3);
 }

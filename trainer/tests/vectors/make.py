@@ -15,7 +15,7 @@ import torchvision
 from torch import nn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-TRUST, DECAY, MOMENTUM, RATE, SMOOTHING = 0.02, 5e-4, 0.9, 0.5, 0.1
+TRUST, DECAY, MOMENTUM, SMOOTHING = 0.02, 5e-4, 0.9, 0.1
 
 
 def uniform(seed, n):
@@ -33,12 +33,17 @@ def is_weight(p):
 
 
 def fill(model):
-    """Weights by He's rule, scales about 1, shifts and biases about 0."""
+    """Weights by He's rule, scales about 1, shifts and biases about 0.
+
+    The last scales of residual branches are about 0.1. With 1 the loss after one step is 3.07 in f32, 3.12 in f64, and
+    2.90 in f32 where images differ by a millionth: rounding decides.
+    """
     with torch.no_grad():
         for i, (name, p) in enumerate(model.named_parameters()):
             u = uniform(i + 1, p.numel())
             scale_of_norm = p.dim() == 1 and name.endswith("weight")
             value = u * np.sqrt(6.0 / p[0].numel()) if is_weight(p) else 0.1 * u + scale_of_norm
+            value = 0.1 * value if name.endswith(".bn3.weight") else value
             p.copy_(torch.from_numpy(value.astype(np.float32)).reshape(p.shape))
 
 
@@ -62,20 +67,18 @@ def alexnet(width, classes):
     return nn.Sequential(OrderedDict(layers))
 
 
-
-
-def lars(p, v):
+def lars(p, v, rate):
     weight = is_weight(p)
-    g, rate = p.grad, RATE
+    g = p.grad
     if weight:
         ratio = TRUST * p.norm() / (g.norm() + DECAY * p.norm())
-        rate = RATE * ratio
+        rate = rate * ratio
         g = g + DECAY * p
     v.mul_(MOMENTUM).sub_(rate * g)
     p.add_(v)
 
 
-def record(name, model, batch, size, classes=10):
+def record(name, model, batch, size, rate, classes=10):
     fill(model)
     images = uniform(1000, batch * 3 * size * size).astype(np.float32).reshape(batch, 3, size, size)
     images, labels = torch.from_numpy(images), torch.arange(batch) % classes
@@ -94,10 +97,10 @@ def record(name, model, batch, size, classes=10):
             file.write(f"loss {loss.item():.9e}\n")
             with torch.no_grad():
                 for n, p in model.named_parameters():
-                    lars(p, velocity[n])
+                    lars(p, velocity[n], rate)
 
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-record("alexnet", alexnet(4, 10), 8, 32)
-record("resnet50", torchvision.models.resnet50(num_classes=10), 8, 64)
+record("alexnet", alexnet(4, 10), 8, 32, rate=0.5)
+record("resnet50", torchvision.models.resnet50(num_classes=10), 8, 64, rate=0.1)
