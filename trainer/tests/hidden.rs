@@ -51,11 +51,11 @@ fn hidden(loader: &Loader, steps: u64, step: impl Fn()) -> f64 {
     hidden
 }
 
-/// What is left to wait for is the first batch of 40: without working ahead it would be all.
+/// What is left to wait for is the first batch of 100: without working ahead it would be all.
 #[test]
 fn reading_is_hidden_behind_longer_steps() {
     let loader = Loader::new(Arc::new(Slow), LoaderConfig::training(1, (1, 1), Augment::none(1), 0)).unwrap();
-    let hidden = hidden(&loader, 40, || std::thread::sleep(Duration::from_millis(40)));
+    let hidden = hidden(&loader, 100, || std::thread::sleep(Duration::from_millis(40)));
     assert!((95.0..100.0).contains(&hidden), "{hidden}");
 }
 
