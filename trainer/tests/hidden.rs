@@ -62,7 +62,7 @@ fn reading_is_hidden_behind_longer_steps() {
 /// Real pictures on one core, computing on another: steps take twice as long as it takes to make a batch alone, because
 /// the two slow each other down. Wants two cores with nothing else on them, and scripts/emoji.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "wants two idle cores and scripts/emoji"]
 fn decoding_is_hidden_behind_longer_steps() {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/data/emoji"));
     let config = LoaderConfig::training(128, (32, 32), Augment::none(3).crop(4).flip(), 1);
