@@ -545,16 +545,7 @@ impl Operands {
                 )
             };
         }
-        // Released first, so that the messages sent now acknowledge them, and nothing torn is passed on.
-        let mut torn = None;
-        for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
-            let n = a.link + way;
-            links[n as usize].release();
-            if links[n as usize].torn() {
-                torn = Some(n);
-            }
-        }
-        if let Some(n) = torn {
+        if let Some(n) = release(links, srcs, way) {
             return Step::Fault(n);
         }
         for a in sends {
@@ -629,14 +620,29 @@ impl Operands {
                 }
             }
         }
-        for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
-            links[(a.link + way) as usize].release();
+        if let Some(n) = release(links, srcs, way) {
+            return Step::Fault(n);
         }
         for a in sends {
             links[(a.link + way) as usize].commit(bytes(a), l.fp);
         }
         Step::Fired
     }
+}
+
+/// Gives back the messages that an op has used: before it sends, so that what it sends acknowledges them, and nothing
+/// torn is passed on. The link of one that was taken back meanwhile.
+#[inline(always)]
+fn release(links: &mut [AnyLink], srcs: &[BoundArg], way: u32) -> Option<u32> {
+    let mut torn = None;
+    for a in srcs.iter().filter(|a| a.kind == ArgKind::Recv) {
+        let n = a.link + way;
+        links[n as usize].release();
+        if links[n as usize].torn() {
+            torn = Some(n);
+        }
+    }
+    torn
 }
 
 /// A link that has no room is either full or broken.
