@@ -2,7 +2,10 @@
 //!
 //! The processes are this test program again, told by `GRACCL_TEST_JOB` what to do.
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -151,21 +154,16 @@ fn act(job: &str) -> graccl::Result<String> {
         // Another user's process finds the root's Unix socket.
         "other user" => {
             let name = {
-                let mine = |text: String| -> Vec<String> {
-                    let names = text.lines().filter_map(|l| Some(l.split_once("@graccl-")?.1.to_string()));
-                    names.collect()
-                };
-                let list = || mine(std::fs::read_to_string("/proc/net/unix").unwrap());
-                let before = list();
                 UniqueId::create()?;
-                list().into_iter().find(|n| !before.contains(n)).expect("a new Unix listener")
+                // Of this process, and not of another test's.
+                common::unix_listeners(&[std::process::id()]).pop().expect("a Unix listener")
             };
             // The plain system call changes this thread alone, so the service thread stays who it is.
             // SAFETY: takes no pointers.
             let rc = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
             assert_eq!(rc, 0);
             use std::os::linux::net::SocketAddrExt;
-            let addr = std::os::unix::net::SocketAddr::from_abstract_name(format!("graccl-{name}")).unwrap();
+            let addr = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
             let mut s = std::os::unix::net::UnixStream::connect_addr(&addr).unwrap();
             s.set_read_timeout(Some(LONG)).unwrap();
             let mut answer = [0; 72];
@@ -270,12 +268,13 @@ fn several_hosts_on_one_machine() {
 
 #[test]
 fn keys_that_differ() {
+    let free = std::net::TcpListener::bind(("0.0.0.0", 0)).unwrap().local_addr().unwrap().port();
     let vars = |r: usize, key: &str| {
         vec![
             ("RANK", r.to_string()),
             ("WORLD_SIZE", "2".into()),
             ("MASTER_ADDR", "127.0.0.1".into()),
-            ("GRACCL_PORT", "28765".into()),
+            ("GRACCL_PORT", free.to_string()),
             ("GRACCL_KEY", key.into()),
             ("GRACCL_TEST_WAIT", "1500".into()),
         ]
@@ -290,7 +289,7 @@ fn keys_that_differ() {
 fn there(c: &mut Command) -> bool {
     let there = c.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
     if !there {
-        eprintln!("skipped: cannot run {c:?}");
+        common::skip(&format!("cannot run {c:?}"));
     }
     there
 }
@@ -301,7 +300,10 @@ fn mpi_launchers() {
     let mpich = ["mpiexec.mpich", "-n", "3"];
     for (name, launcher) in [("Open MPI", &open_mpi[..]), ("MPICH", &mpich[..])] {
         if there(Command::new(launcher[0]).arg("--version")) {
-            let got = results_of(launched(launcher, "join").spawn().unwrap());
+            // Two of Open MPI's that start at once trip over each other's folder in /tmp.
+            let own = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bootstrap_mpi");
+            std::fs::create_dir_all(&own).unwrap();
+            let got = results_of(launched(launcher, "join").env("TMPDIR", own).spawn().unwrap());
             let want: Vec<_> = (0..3).map(|r| format!("ok {name} {r}/3 [0, 0, 0]")).collect();
             assert_eq!(got, want);
         }
@@ -403,7 +405,7 @@ fn fork_without_exec() {
 fn another_user_is_refused() {
     // SAFETY: takes nothing.
     if unsafe { libc::geteuid() } != 0 {
-        return eprintln!("skipped: only root can pose as another user");
+        return common::skip("only root can pose as another user");
     }
     assert_eq!(results_of(program("other user").spawn().unwrap()), ["ok refused as 3"]);
 }

@@ -2,6 +2,8 @@
 //!
 //! The programs are compiled against a tree that `scripts/install` makes, so that is tested too.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -83,7 +85,7 @@ fn declared() -> Vec<String> {
 fn have(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
-        eprintln!("skipped: there is no {tool} on this machine");
+        common::skip(&format!("there is no {tool} on this machine"));
     }
     found
 }

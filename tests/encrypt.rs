@@ -19,12 +19,15 @@ fn shim() -> Option<&'static str> {
     static SHIM: OnceLock<Option<String>> = OnceLock::new();
     let build = || {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire/shim.c");
-        let to = file("shim.so").to_str()?.to_string();
-        let args = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", &to, source, "-ldl"];
+        // One name for all runs, which another may be using.
+        let (new, to) = (file("shim.so"), file("").with_file_name("encrypt-shim.so"));
+        let args =
+            ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", new.to_str()?, source, "-ldl"];
         match Command::new("cc").args(args).output() {
             Ok(o) => {
                 assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
-                Some(to)
+                std::fs::rename(new, &to).unwrap();
+                Some(to.to_str()?.to_string())
             }
             Err(e) => {
                 skip(&format!("no C compiler to stand between ranks with: {e}"));

@@ -34,6 +34,11 @@ impl Rank {
     }
 }
 
+/// A job's number that no other run has, whose last bits are these.
+fn job_id(id: u64) -> u64 {
+    u64::from(std::process::id()) << 32 | id
+}
+
 /// This program again, as one rank that does what `script` says (see `helper`).
 fn helper_command(job: u64, rank: usize, size: usize, script: &str) -> Command {
     let mut c = Command::new(std::env::current_exe().unwrap());
@@ -192,7 +197,7 @@ const SUM: &str = "all_reduce of 10 float (sum)";
 
 #[test]
 fn a_rank_that_did_not_come() {
-    let id = 0x11000;
+    let id = job_id(0x110);
     let call = format!("call 16 {SUM}; end 16; call 17 {SUM}");
     let ranks = job(
         id,
@@ -236,7 +241,7 @@ fn a_rank_that_did_not_come() {
 
 #[test]
 fn a_rank_that_computes() {
-    let id = 0x12000;
+    let id = job_id(0x120);
     let _ranks = job(id, &[&format!("call 1 {SUM}; wait 1 1"), "spin"]);
     let (text, json) = of_job(id);
     print!("{text}");
@@ -252,7 +257,7 @@ fn a_rank_that_computes() {
 
 #[test]
 fn a_stopped_rank() {
-    let id = 0x13000;
+    let id = job_id(0x130);
     // It waits itself, but that is not why the others do.
     let call = format!("call 5 {SUM}");
     let ranks = job(id, &[&format!("{call}; wait 5 1"), &format!("{call}; wait 5 0")]);
@@ -284,10 +289,14 @@ fn a_real_job_that_stands_still() {
     let _off = watch(&child);
     let launcher = Rank(child);
     let children = format!("/proc/{0}/task/{0}/children", launcher.pid());
-    let shown = |words: &[&str]| {
+    let pids = || std::fs::read_to_string(&children).unwrap();
+    until("ranks", || pids().split_whitespace().count() == 2);
+    let pids = pids();
+    let last = pids.split_whitespace().last().unwrap();
+    let shown = |args: &[&str], words: &[&str]| {
         let mut text = String::new();
         for _ in 0..100 {
-            text = out(&run(&["status"]));
+            text = out(&run(args));
             if words.iter().all(|w| text.contains(w)) {
                 return;
             }
@@ -295,17 +304,19 @@ fn a_real_job_that_stands_still() {
         }
         panic!("{words:?} are never shown: {text}");
     };
-    shown(&["all_reduce of 262144 float (sum)"]);
-    let pids = std::fs::read_to_string(&children).unwrap();
-    let stopped: i32 = pids.split_whitespace().last().unwrap().parse().unwrap();
+    shown(&["status", "--pid", last], &["all_reduce of 262144 float (sum)"]);
+    let stopped: i32 = last.parse().unwrap();
     assert_eq!(unsafe { libc::kill(stopped, libc::SIGSTOP) }, 0);
-    shown(&[&format!("is stopped (process {stopped})"), &format!("kill -CONT {stopped}"), "waits for chunk"]);
+    shown(
+        &["status"],
+        &[&format!("is stopped (process {stopped})"), &format!("kill -CONT {stopped}"), "waits for chunk"],
+    );
     assert_eq!(unsafe { libc::kill(stopped, libc::SIGKILL) }, 0);
 }
 
 #[test]
 fn a_killed_rank() {
-    let id = 0x14000;
+    let id = job_id(0x140);
     let call = format!("call 5 {SUM}");
     let mut ranks = job(id, &[&format!("{call}; wait 5 2"), &call, &call]);
     drop(ranks.pop());
@@ -327,7 +338,7 @@ fn a_killed_rank() {
 
 #[test]
 fn a_rank_on_another_host() {
-    let id = 0x15001;
+    let id = job_id(0x151);
     let _ranks = [start(id, 0, 2, &format!("call 5 {SUM}; wait 5 1"))];
     let (kind, who, _, what) = one(&of_job(id).1);
     assert_eq!((&kind[..], &who[..]), ("remote", "[1]"));
@@ -339,7 +350,7 @@ fn a_rank_on_another_host() {
 
 #[test]
 fn ranks_that_disagree() {
-    let id = 0x16000;
+    let id = job_id(0x160);
     let odd = "all_reduce of 11 float (sum)";
     let call = format!("call 5 {SUM}; wait 5 1");
     let _ranks = job(id, &[&call, &format!("call 5 {odd}; wait 5 0"), &call]);
@@ -357,7 +368,7 @@ fn ranks_that_disagree() {
 /// Rank 0 waits for 1 in the first communicator, and 1 for 0 in the second.
 #[test]
 fn crossed_communicators() {
-    let id = 0x17000;
+    let id = job_id(0x170);
     let _ranks = job(id, &[&format!("split; call 5 {SUM}; wait 5 1"), "split; elsewhere 2 1"]);
     let (text, json) = of_job(id);
     print!("{text}");
@@ -373,7 +384,7 @@ fn crossed_communicators() {
 
 #[test]
 fn a_failed_communicator() {
-    let id = 0x18000;
+    let id = job_id(0x180);
     let _ranks = job(id, &[&format!("call 5 {SUM}; fail nothing moved"), "call 5 x; end 5"]);
     let (text, json) = of_job(id);
     print!("{text}");
@@ -385,7 +396,7 @@ fn a_failed_communicator() {
 
 #[test]
 fn a_job_that_does_not_join() {
-    let rank = start(0x19000, 0, 2, "join");
+    let rank = start(job_id(0x190), 0, 2, "join");
     let pid = rank.pid().to_string();
     until("a second has passed", || status(&["--pid", &pid]).contains("diagnosis\n- rank 0 of 2 waits"));
     let text = status(&["--pid", &pid]);
@@ -412,10 +423,9 @@ fn nothing_to_see() {
 #[test]
 fn a_process_of_another_user() {
     if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: needs root");
-        return;
+        return skip("only root can look as another user");
     }
-    let rank = start(0x1a000, 0, 1, "");
+    let rank = start(job_id(0x1a0), 0, 1, "");
     let mut c = graccl(&["status", "--pid", &rank.pid().to_string()]);
     // The program must be reachable for nobody: a copy where everybody may look.
     let copy = std::env::temp_dir().join(format!("graccl-status-{}", std::process::id()));
@@ -441,7 +451,7 @@ fn a_process_of_another_user() {
 
 #[test]
 fn watching() {
-    let id = 0x1b000;
+    let id = job_id(0x1b0);
     let _ranks = job(id, &["call 1 x; end 1"]);
     let mut child = graccl(&["status", "--watch", "--json", "--job", &format!("{id:016x}")]).spawn().unwrap();
     let off = watch(&child);
@@ -460,7 +470,7 @@ fn watching() {
 fn trace(name: &str, script: &str) -> Vec<Value> {
     let folder = std::env::temp_dir().join(format!("graccl-trace-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let mut c = helper_command(0x1c000, 1, 2, script);
+    let mut c = helper_command(job_id(0x1c0), 1, 2, script);
     c.env("GRACCL_TRACE", folder.join("trace")).stderr(Stdio::piped());
     let mut child = c.spawn().unwrap();
     let file = folder.join("trace.1.json");

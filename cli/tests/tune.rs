@@ -3,8 +3,9 @@
 mod common;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use common::{err, finish, graccl, out};
+use common::{err, finish, finish_within, graccl, out};
 
 /// A file of this test that is removed in the end.
 struct File(PathBuf);
@@ -106,7 +107,8 @@ fn a_bad_profile_is_an_error_with_its_line() {
 fn tune_writes_what_jobs_can_use() {
     let file = File::new("tuned", &profile(3, "direct", "ring"));
     let flags = ["tune", "--np", "2", "-e", "4K", "--collective", "all_reduce,broadcast", "-o", file.path()];
-    let o = finish(graccl(&flags).spawn().unwrap());
+    // It may take half a minute for each rank.
+    let o = finish_within(graccl(&flags).spawn().unwrap(), Duration::from_secs(120));
     assert_eq!(o.status.code(), Some(0), "{}", err(&o));
     let text = out(&o);
     assert!(text.contains("mean error") && text.contains("# profile:"), "{text}");

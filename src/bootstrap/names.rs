@@ -81,18 +81,18 @@ mod tests {
     #[test]
     fn a_silent_resolver_delays_nobody() {
         let mut n = names(|_| {
-            std::thread::sleep(Duration::from_millis(400));
+            std::thread::sleep(Duration::from_millis(1500));
             Ok(vec![[10, 0, 0, 1].into()])
         });
         let start = Instant::now();
         let (none, why) = n.look(start + Duration::from_millis(50), &AtomicBool::new(false));
         assert!(none.is_empty() && why.unwrap().contains("node0: the resolver does not answer"));
         let (none, _) = n.look(start + Duration::from_secs(9), &AtomicBool::new(true));
-        assert!(none.is_empty() && start.elapsed() < Duration::from_millis(200), "{:?}", start.elapsed());
+        assert!(none.is_empty() && start.elapsed() < Duration::from_millis(1200), "{:?}", start.elapsed());
         // The same question is answered later.
         let (found, why) = n.look(start + Duration::from_secs(9), &AtomicBool::new(false));
         assert_eq!((found, why), (vec![IpAddr::from([10, 0, 0, 1])], None));
-        assert!(start.elapsed() < Duration::from_millis(800), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
 
     #[test]

@@ -63,6 +63,30 @@ pub fn skip(reason: &str) {
     }
 }
 
+/// Abstract names of graccl's at which these processes listen.
+pub fn unix_listeners(pids: &[u32]) -> Vec<String> {
+    let mut inodes = std::collections::HashSet::new();
+    for pid in pids {
+        // A process may have ended.
+        for file in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            if let Ok(link) = std::fs::read_link(file.path())
+                && let Some(inode) = link.to_str().and_then(|l| l.strip_prefix("socket:[")?.strip_suffix(']'))
+            {
+                inodes.insert(inode.to_string());
+            }
+        }
+    }
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let listens = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, _, flags, _, _, inode, name] = words[..] else { return None };
+        let name = name.strip_prefix('@')?.trim_end_matches('@');
+        let ours = flags == "00010000" && name.starts_with("graccl-") && inodes.contains(inode);
+        ours.then(|| name.to_string())
+    };
+    all.lines().filter_map(listens).collect()
+}
+
 pub fn is_root() -> bool {
     // SAFETY: takes nothing.
     unsafe { libc::geteuid() == 0 }

@@ -222,12 +222,14 @@ fn workers_stay_a_bounded_way_ahead_and_sleep_there() {
     let l = Loader::new(data.clone(), config(10).workers(2)).unwrap();
     let mut batches = l.epoch(0);
     drop(batches.next().unwrap().unwrap());
-    let read = || {
-        std::thread::sleep(Duration::from_millis(100));
-        data.read.load(Ordering::Relaxed)
-    };
     // One taken, and for each worker one in the queue and one that waits for its place.
-    assert_eq!((read(), read()), (50, 50));
+    let read = || data.read.load(Ordering::Relaxed);
+    let start = Instant::now();
+    while read() < 50 && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(read(), 50);
     let worked = batches.worked();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(batches.worked(), worked);

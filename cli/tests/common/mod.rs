@@ -1,7 +1,7 @@
 //! Running the built program, never longer than a deadline.
 #![allow(dead_code)] // Each test binary uses a part.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -46,6 +46,15 @@ pub fn finish_within(mut child: Child, deadline: Duration) -> Output {
         std::thread::sleep(Duration::from_millis(5));
     };
     Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Says, and counts, that a test wants something that is not there.
+pub fn skip(reason: &str) {
+    println!("skipped: {reason}");
+    if let Some(path) = std::env::var_os("GRACCL_SKIP_LOG") {
+        let mut log = std::fs::File::options().append(true).create(true).open(path).expect("GRACCL_SKIP_LOG");
+        writeln!(log, "{reason}").expect("GRACCL_SKIP_LOG");
+    }
 }
 
 pub fn run(args: &[&str]) -> Output {

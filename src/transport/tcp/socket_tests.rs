@@ -677,7 +677,13 @@ fn a_host_that_is_cut_off_is_noticed() {
         }
     }
     if !ip(&format!("netns add {ns}a")) {
-        eprintln!("skipped: network namespaces are not allowed here");
+        let reason = "network namespaces are not allowed here";
+        eprintln!("skipped: {reason}");
+        if let Some(log) = std::env::var_os("GRACCL_SKIP_LOG") {
+            let mut log =
+                std::fs::File::options().append(true).create(true).open(log).expect("GRACCL_SKIP_LOG");
+            writeln!(log, "{reason}").expect("GRACCL_SKIP_LOG");
+        }
         return;
     }
     let _gone = Gone(&ip, ns.clone());
