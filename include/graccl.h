@@ -663,7 +663,7 @@ graccl_result_t graccl_comm_abort(graccl_comm_t *comm);
  *         bytes than can be addressed): nothing was sent and comm can still be used;
  *         GRACCL_INVALID_USAGE (the ranks disagree about the call), GRACCL_REMOTE_ERROR (a rank
  *         died), GRACCL_TIMEOUT, GRACCL_ABORTED, GRACCL_SYSTEM_ERROR: recv is undefined, comm can
- *         only be destroyed.
+ *         only be destroyed, or shrunk if a rank died.
  *
  * The buffers stay the caller's. Memory from graccl_mem_alloc saves a copy between ranks of one host.
  *

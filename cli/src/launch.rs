@@ -137,6 +137,9 @@ pub fn free_port() -> Result<u16> {
         .map_err(|e| Error::io("cannot find a free TCP port on 127.0.0.1", &e))
 }
 
+/// Variables of another job that would count more than what a launcher sets.
+pub const FOREIGN: [&str; 4] = ["GRACCL_ID", "GRACCL_PORT", "GRACCL_RANK", "GRACCL_SIZE"];
+
 /// The commands of all ranks, with their environment.
 fn commands(job: &Job) -> Result<Vec<Command>> {
     let (key, port) = (random_key()?, free_port()?.to_string());
@@ -145,6 +148,9 @@ fn commands(job: &Job) -> Result<Vec<Command>> {
     for (rank, host) in hosts_of_ranks(job.ranks, job.hosts)?.into_iter().enumerate() {
         let local = block(host as usize, job.hosts, job.ranks);
         let mut c = Command::new(&job.program);
+        for name in FOREIGN {
+            c.env_remove(name);
+        }
         c.args(&job.args)
             .env("RANK", rank.to_string())
             .env("WORLD_SIZE", job.ranks.to_string())

@@ -145,14 +145,18 @@ fn tensors_of_a_model_and_of_a_file() {
     assert!(text.contains("resnet50: 161 tensors, 25557032 elements, 102.2 MB"), "{text}");
     assert!(text.contains("one call per tensor") && text.contains("fused"), "{text}");
     let path = std::env::temp_dir().join(format!("graccl-tensors-{}.csv", std::process::id()));
-    std::fs::write(&path, "a,1000\nb,24,half\nc,3\n").unwrap();
+    std::fs::write(&path, "tensor,elements,type,ready_us\na,1000,f32,1\nb,24,half,2\nc,3,f32,2\n").unwrap();
     let o = run(&["perf", "all_reduce", "--np", "1", "-n", "1", "--tensors", path.to_str().unwrap()]);
-    std::fs::write(&path, "a,1000\nb,many\n").unwrap();
+    std::fs::write(&path, "tensor,elements,type,ready_us\na,1000,f32,1\nb,many,f32,1\n").unwrap();
     let bad = run(&["perf", "all_reduce", "--np", "1", "-n", "1", "--tensors", path.to_str().unwrap()]);
     std::fs::remove_file(&path).unwrap();
     assert!(out(&o).contains("3 tensors, 1027 elements"), "{}", out(&o));
     assert!(!bad.status.success());
-    assert!(err(&bad).contains("line 2: `many` is not a number of elements"), "{}", err(&bad));
+    assert!(
+        err(&bad).contains("`many` is not a number of elements [line 3 of a model file"),
+        "{}",
+        err(&bad)
+    );
 }
 
 #[test]
@@ -171,8 +175,9 @@ fn wrong_flags_are_explained() {
         (&["-e", "8T"], "not a size in bytes"),
         (&["-e", "16000G"], "free -> use smaller buffers"),
         (&["--np", "2", "--hosts", "3"], "--hosts 3 is more than the 2 ranks"),
-        (&["--tensors", "no-such-model"], "cannot read the tensors' list `no-such-model`"),
+        (&["--tensors", "no-such-model"], "cannot read the model file no-such-model"),
         (&["-r", "x"], "not a rank, -1 or all"),
+        (&["--np", "1", "-b", "2", "-e", "2"], "-e 2 is less than one element of each block"),
     ] {
         let o = run(&[&["perf", "all_reduce"], flags].concat());
         assert_eq!(o.status.code(), Some(2), "{flags:?}: {}", err(&o));

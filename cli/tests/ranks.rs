@@ -200,7 +200,7 @@ fn every_algorithm_is_measured_beside_the_choice() {
 #[test]
 fn of_a_list_of_tensors() {
     let path = std::env::temp_dir().join(format!("graccl-ranks-{}.csv", std::process::id()));
-    std::fs::write(&path, "a,1000\nb,24,half\nc,3\n").unwrap();
+    std::fs::write(&path, "tensor,elements,type,ready_us\na,1000,f32,1\nb,24,half,2\nc,3,f32,2\n").unwrap();
     let text = perf(&["--np", "2", "--tensors", path.to_str().unwrap()]);
     std::fs::remove_file(&path).unwrap();
     let rows: Vec<_> = text.lines().filter(|l| !l.starts_with('#')).map(str::trim_start).collect();

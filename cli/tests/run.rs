@@ -65,8 +65,13 @@ fn ranks_get_their_environment() {
             "[4] 4 5 2 3 h1 127.0.0.1",
         ]
     );
-    let o = sh(2, &[], "echo ${GRACCL_HOST_ID-none} $LOCAL_RANK/$LOCAL_WORLD_SIZE");
-    assert_eq!(sorted(out(&o)), ["[0] none 0/2", "[1] none 1/2"]);
+    // What another job had set would count more than what is set here.
+    let script =
+        "echo ${GRACCL_HOST_ID-none} $LOCAL_RANK/$LOCAL_WORLD_SIZE $GRACCL_RANK $GRACCL_SIZE $GRACCL_PORT.";
+    let mut c = graccl(&["run", "-n", "2", "--", "sh", "-c", script]);
+    c.envs([("GRACCL_RANK", "0"), ("GRACCL_SIZE", "1"), ("GRACCL_PORT", "7000")]);
+    let o = finish(c.spawn().unwrap());
+    assert_eq!(sorted(out(&o)), ["[0] none 0/2 .", "[1] none 1/2 ."]);
 }
 
 #[test]

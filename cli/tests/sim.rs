@@ -124,6 +124,7 @@ fn mistakes_are_named() {
     assert!(wrong(&["--root", "1"]).contains("root"));
     assert!(wrong(&["--train", "no-such"]).contains("resnet50"));
     assert!(wrong(&["--train", "resnet50", "--compute=-1"]).contains("compute"));
+    assert!(wrong(&["--train", "resnet50", "--algo", "ring"]).contains("--algo"));
     assert!(wrong(&["--ranks", "100000", "--algo", "direct"]).contains("too large"));
     let noisy = file("noisy.toml", &format!("{SIMPLE}[noise]\nlate = [[8, 5.0]]\n"));
     assert!(wrong(&["--cluster", noisy.to_str().unwrap()]).contains("rank 8 of 8"));

@@ -64,15 +64,27 @@ const RESOLVE: Duration = Duration::from_secs(30);
 /// does not say where rank 0 is. Both name the variable.
 pub fn from_env() -> Result<EnvJob> {
     static GENERATION: AtomicU32 = AtomicU32::new(0);
-    let get = |name: &str| std::env::var(name).ok().map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
-    let found = Env { get: &get, launcher: &launcher_process }.find()?;
+    let found = Env { get: &variable, launcher: &launcher_process }.find()?;
     let generation = if found.size > 1 { GENERATION.fetch_add(1, Ordering::Relaxed) } else { 0 };
     log(
         Level::Info,
         Some(found.rank),
         format_args!("rank {} of {} by {}", found.rank, found.size, found.launcher),
     );
-    found.job(get("GRACCL_KEY"), generation)
+    found.job(variable("GRACCL_KEY"), generation)
+}
+
+/// This process's rank and the number of ranks, as [`from_env`] would find them; `None` if no launcher started it.
+///
+/// # Errors
+/// Those of [`from_env`].
+pub fn launched() -> Result<Option<(usize, usize)>> {
+    let found = Env { get: &variable, launcher: &launcher_process }.find()?;
+    Ok((found.launcher != "none").then_some((found.rank, found.size)))
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().map(|v| v.trim().to_string()).filter(|v| !v.is_empty())
 }
 
 pub(super) struct Env<'a> {

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-pub use env::{EnvJob, from_env};
+pub use env::{EnvJob, from_env, launched};
 #[doc(hidden)]
 pub use fuzz::{fuzz_accept, fuzz_dial, fuzz_env, fuzz_id, fuzz_wire};
 pub use id::UniqueId;

@@ -166,6 +166,20 @@ fn results_may_be_waited_for_in_the_next_forward_pass() {
     });
 }
 
+/// Blocks of three ranks, at sizes just above one that is measured.
+#[test]
+fn all_sizes_have_prices() {
+    ranks(3, |comm| {
+        for elements in [1, 1024, 1025, 1026, 4097] {
+            let t = [Tensor::new("t", elements, DataType::F32)];
+            // SAFETY: all memory is the bucketer's.
+            let b = unsafe { Bucketer::new(comm, &t, BucketerConfig::default()) }.unwrap();
+            b.mark_ready(0).unwrap();
+            b.finish_step().unwrap();
+        }
+    });
+}
+
 #[test]
 fn tensors_may_be_cut() {
     ranks(2, |comm| {

@@ -289,7 +289,10 @@ impl Times {
         let halves = known.halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
         let costs = Costs { all_reduce: &all_reduce, halves };
         let modes = if late { Mode::ALL.to_vec() } else { vec![Mode::AllReduce] };
-        let plan = plan::plan(&model, &costs, &Options { modes, cut: CUT })?;
+        // So many gradients that cutting them would be too much to plan stay whole.
+        let parts = plan::LARGEST.saturating_sub(core.layout.tensors.len()) as u64;
+        let cut = if parts == 0 { 0 } else { CUT.max(model.bytes().div_ceil(parts)) };
+        let plan = plan::plan(&model, &costs, &Options { modes, cut })?;
         let runs = plan.buckets.iter().map(|b| (b.offset, b.bytes, b.share, b.reduce.wire.is_some()));
         Ok(Buckets { list: fit(&core.layout, runs), predicted: Some(plan.ns / 1e9) })
     }
@@ -379,10 +382,12 @@ fn probe(comm: &Communicator, collective: Collective, wire: Option<Wire>, total:
         points.push((whole as f64, ns));
         spent += 4.0 * ns;
         let next = 4.0 * ns * RATIO as f64;
-        if bytes >= total || points.len() >= 3 && spent + next > PROBING.as_nanos() as f64 {
+        if whole >= total.next_multiple_of(unit)
+            || points.len() >= 3 && spent + next > PROBING.as_nanos() as f64
+        {
             break;
         }
-        bytes *= RATIO;
+        bytes = whole * RATIO;
     }
     Ok(Measured { curve: Curve::new(points)?, wire, factor: 1.0 })
 }

@@ -90,8 +90,8 @@ impl Config {
         Config::from_vars(&|name| std::env::var(name).ok())
     }
 
-    /// [`Config::from_env`] with variables from elsewhere.
-    pub(crate) fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
+    /// [`Config::from_env`] with variables from elsewhere, or without some.
+    pub fn from_vars(get: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
         let mut c = Config::default();
         c.timeout = seconds(get, "GRACCL_TIMEOUT", c.timeout)?;
         c.init_timeout = seconds(get, "GRACCL_INIT_TIMEOUT", c.init_timeout)?;

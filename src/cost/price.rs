@@ -170,11 +170,6 @@ impl PriceList {
             None => Ok(PriceList(prices)),
         }
     }
-
-    /// The sizes and their prices.
-    pub fn prices(&self) -> &[(u64, Price)] {
-        &self.0
-    }
 }
 
 /// Sizes `from..=to`, in which the time is `ns + slope * (bytes - at)`.

@@ -73,10 +73,9 @@ impl Plan {
             )
         } else {
             format!(
-                "Bound by the network: in the cheapest portions and without a pause these bytes take it {}, and it \
-                 can begin only after {}.",
-                ms(self.bound.lane - tensors[0].ready - self.after(model)),
-                ms(tensors[0].ready)
+                "Bound by the network: what is ready after {} takes it {} in the cheapest portions, without a pause.",
+                ms(self.bound.lane_from),
+                ms(self.bound.lane - self.bound.lane_from - self.after(model)),
             )
         });
         lines.push(if self.ns <= bound * 1.001 {

@@ -118,6 +118,8 @@ pub struct Bound {
     pub compute: f64,
     /// From some gradient on the lane works without a pause, in the cheapest portions, until all is done.
     pub lane: f64,
+    /// When that gradient is ready.
+    pub lane_from: f64,
     /// The gradient that is ready last cannot be hidden behind anything.
     pub last: f64,
 }
@@ -158,7 +160,7 @@ pub fn best<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Option<&'a Plan> {
 }
 
 /// The [`best`] plan of the modes. `InvalidArgument` if there is no mode to choose from, or one that needs prices
-/// that are not there.
+/// that are not there, or if there are more than [`LARGEST`] pieces.
 pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
     let one = |&mode| plan_mode(model, costs, mode, options.cut);
     let plans = options.modes.iter().map(one).collect::<Result<Vec<Plan>>>()?;
@@ -173,13 +175,16 @@ pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
 /// within 0.8 % of what 512 found, and 32 within 0.5 %.
 const WIDEST: [&[usize]; 3] = [&[], &[16], &[8, 512]];
 
+/// Tensors and parts of tensors that are planned at most: a search takes memory and time by their square.
+pub const LARGEST: usize = 4096;
+
 fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan> {
     if mode == Mode::ReduceScatterAllGather && costs.halves.is_none() {
         return Err(Error::argument("prices of reduce_scatter and all_gather are not known")
             .who("a plan")
             .hint("give them, or leave this mode out"));
     }
-    let atoms = Atoms::new(model, cut);
+    let atoms = Atoms::new(model, cut)?;
     let work = Work::new(&atoms, costs, mode);
     let least = work.least(&atoms);
     let bound = bound(&atoms, mode, &least);
@@ -216,9 +221,12 @@ fn bound(a: &Atoms, mode: Mode, least: &[f64]) -> Bound {
     let forward = a.forward[n];
     let after = if mode == Mode::AllReduce { forward } else { a.forward[1] };
     let from = (1..=n).find(|&j| a.tensor[j] == a.tensor[n]).unwrap_or(n);
+    let until = |i: &usize| a.ready[i + 1] + least[*i];
+    let first = (0..n).max_by(|i, j| until(i).total_cmp(&until(j)).then(j.cmp(i))).unwrap_or(0);
     Bound {
         compute: a.backward + forward,
-        lane: (0..n).map(|i| a.ready[i + 1] + least[i]).fold(0.0, f64::max) + after,
+        lane: until(&first) + after,
+        lane_from: a.ready[first + 1],
         last: a.backward + least[from - 1] + forward,
     }
 }

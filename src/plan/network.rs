@@ -26,7 +26,7 @@ enum Kind {
 }
 
 /// A message of `bytes` takes `alpha + beta * bytes`, folding it `gamma * bytes`; ns.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Link {
     alpha: f64,
     beta: f64,
@@ -184,22 +184,34 @@ impl Network {
             let whole = || Forms::List(list.clone());
             return Ok(NetworkPrices { all_reduce: whole(), half: Forms::Half(Box::new(whole())) });
         }
-        let (Some(out), Some(link)) = (self.link(ranks), inside.unwrap_or(self).link(k)) else {
-            return wrong(
-                "it cannot be used inside hosts".into(),
-                "take a network that is known by its links or by lines".into(),
-            );
+        // A network that only one side has need not be known on the other.
+        let inside = inside.unwrap_or(self);
+        let link = |network: &Network, ranks| {
+            network.link(ranks).ok_or_else(|| {
+                Error::argument("it cannot be used inside hosts")
+                    .who(network.name)
+                    .hint("take a network that is known by its links or by lines")
+            })
         };
-        let mut lines = if k == 1 { flat(ranks, out) } else { grouped(k, hosts, link, out) };
-        lines.extend(wire.map(|w| packed(k, hosts, link, out, w)));
+        let mut lines = match (k, hosts) {
+            (1, _) => flat(ranks, link(self, ranks)?),
+            (_, 1) => flat(ranks, link(inside, k)?),
+            _ => grouped(k, hosts, link(inside, k)?, link(self, ranks)?),
+        };
+        if hosts > 1
+            && let Some(wire) = wire
+        {
+            let within = if k > 1 { link(inside, k)? } else { Link::default() };
+            lines.push(packed(k, hosts, within, link(self, ranks)?, wire));
+        }
         let names: Vec<&str> = lines.iter().map(|l| l.algorithm).collect();
-        let chosen: Vec<Linear> = lines.iter().filter(|l| wanted(l.algorithm)).copied().collect();
-        if chosen.is_empty() {
+        if let Some(unknown) = algorithms.iter().find(|a| !names.contains(a)) {
             return wrong(
-                format!("none of {} is known for {ranks} ranks on {hosts} hosts", algorithms.join(", ")),
+                format!("{unknown} is not known for {ranks} ranks on {hosts} hosts"),
                 format!("known: {}", names.join(", ")),
             );
         }
+        let chosen: Vec<Linear> = lines.iter().filter(|l| wanted(l.algorithm)).copied().collect();
         // Every one of these is a reduce_scatter and an all_gather of the same cost, apart from folding, but for
         // doubling (which moves whole buffers) and the one with leaders (only these have the sum in between).
         let whole = |l: &&Linear| {
@@ -329,7 +341,8 @@ mod tests {
         // Half of the bytes between hosts, in as many messages.
         let levels = ["hier_2d", "hier_direct"];
         let ns = |wire, bytes| {
-            net.prices(16, 4, Some(&net), &levels, wire).unwrap().costs().all_reduce.price(bytes)
+            let known = &levels[..if wire.is_some() { 2 } else { 1 }];
+            net.prices(16, 4, Some(&net), known, wire).unwrap().costs().all_reduce.price(bytes)
         };
         let (whole, half) = (ns(None, 1 << 26), ns(Some(Wire::F16), 1 << 26));
         assert_eq!((half.algorithm, half.wire, whole.wire), ("hier_direct", Some(Wire::F16), None));

@@ -2,6 +2,7 @@
 
 use super::search::{Atoms, Work};
 use super::{Bound, Costs, Mode, Model, Plan, Share, bound, lay_out};
+use crate::Result;
 
 /// A rule and what comes of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,9 +18,10 @@ const THRESHOLDS: [u64; 7] = [1, 2, 5, 10, 25, 64, 128];
 /// All rules: an allreduce per tensor as soon as it is ready (`wfbp`), all in one (`one_bucket`), fixed
 /// thresholds (a bucket is closed when it has that many bytes, as in PyTorch), MG-WFBP's merging
 /// (`mg_wfbp`), the best split in two (`two_groups`: how the system of arXiv 1807.11205 was tuned), and, where
-/// halves have prices, DeAR with a threshold (`dear_25MiB`). Buckets hold one element type; nothing is cut.
-pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
-    let atoms = Atoms::new(model, 0);
+/// halves have prices, DeAR with a threshold (`dear_25MiB`). Buckets hold one element type; nothing is cut. `InvalidArgument`
+/// for more tensors than [`super::LARGEST`].
+pub fn alternatives(model: &Model, costs: &Costs) -> Result<Vec<Alternative>> {
+    let atoms = Atoms::new(model, 0)?;
     let n = atoms.len();
     let all = |bytes| costs.all_reduce.price(bytes).ns;
     let limit = |mode| bound(&atoms, mode, &Work::new(&atoms, costs, mode).least(&atoms));
@@ -39,7 +41,7 @@ pub fn alternatives(model: &Model, costs: &Costs) -> Vec<Alternative> {
         let (ends, mode) = (threshold(&atoms, 25 << 20), Mode::ReduceScatterAllGather);
         rules.push(("dear_25MiB".to_string(), by_ends(&atoms, costs, mode, &ends, limit(mode))));
     }
-    rules.into_iter().map(|(name, plan)| Alternative { name, plan }).collect()
+    Ok(rules.into_iter().map(|(name, plan)| Alternative { name, plan }).collect())
 }
 
 /// Buckets that end at these atoms, and where the element type changes.

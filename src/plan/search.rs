@@ -31,8 +31,9 @@
 //! what starts later is best started in order of need; and the bucket of the first layer, which
 //! is ready last and needed first, always starts later.
 
-use super::{Costs, Mode, Model, Share};
+use super::{Costs, LARGEST, Mode, Model, Share};
 use crate::cost::Prices;
+use crate::{Error, Result};
 
 /// The line of gradients in pieces that are not divided. Index 0 is before the first.
 pub(super) struct Atoms {
@@ -48,8 +49,8 @@ pub(super) struct Atoms {
 }
 
 impl Atoms {
-    /// Tensors above `cut` bytes in equal parts of at most that; 0: none.
-    pub fn new(model: &Model, cut: u64) -> Atoms {
+    /// Tensors above `cut` bytes in equal parts of at most that; 0: none. `InvalidArgument` if these are too many.
+    pub fn new(model: &Model, cut: u64) -> Result<Atoms> {
         let mut a = Atoms {
             bytes: vec![0],
             ready: vec![0.0],
@@ -69,6 +70,11 @@ impl Atoms {
             forward += t.forward;
             let size = t.dtype.size() as u64;
             let parts = if cut == 0 { 1 } else { t.bytes().div_ceil(cut.max(size)).max(1) };
+            if parts > (LARGEST - a.len()) as u64 {
+                return Err(Error::argument(format!("more than {LARGEST} gradients, or parts, to plan"))
+                    .who("a plan")
+                    .hint("cut larger tensors only, or none; put small ones together"));
+            }
             for p in 1..=parts {
                 let elements = (u128::from(t.elements) * u128::from(p) / u128::from(parts)) as u64;
                 a.bytes.push(before + elements * size);
@@ -81,7 +87,7 @@ impl Atoms {
             }
             before += t.bytes();
         }
-        a
+        Ok(a)
     }
 
     /// Their number.

@@ -237,6 +237,8 @@ fn plans_that_cannot_be() {
     let m = Model::built_in("alexnet").unwrap();
     let line = Linear::new("line", 1e3, 1.0);
     let costs = Costs { all_reduce: &line, halves: None };
+    let e = plan(&m, &costs, &Options { modes: vec![Mode::AllReduce], cut: 1 }).unwrap_err().to_string();
+    assert!(e.contains("more than 4096 gradients, or parts, to plan"), "{e}");
     let e = plan(&m, &costs, &Options { modes: vec![], cut: 0 }).unwrap_err().to_string();
     assert!(e.contains("no mode"), "{e}");
     let modes = vec![Mode::ReduceScatterAllGather];
@@ -281,7 +283,7 @@ fn published_traces_give_known_times() {
     for (name, dtype, network, ranks, want) in rows {
         let m = by_layer(&Model::built_in(name).unwrap().sent_as(dtype));
         let prices = published(network, ranks);
-        let others = alternatives(&m, &prices.costs());
+        let others = alternatives(&m, &prices.costs()).unwrap();
         let p = plan(&m, &prices.costs(), &Options { modes: vec![Mode::AllReduce], cut: 0 }).unwrap();
         let other = |n: &str| others.iter().find(|a| a.name == n).unwrap().plan.ns;
         let rules = ["wfbp", "one_bucket", "25MiB", "64MiB", "mg_wfbp"].map(other);
@@ -332,7 +334,7 @@ fn never_worse(m: &Model, costs: &Costs, cut: u64, case: &str) -> Plan {
         consistent(p, m);
         assert!(p.exact, "{case}");
     }
-    for a in alternatives(m, costs) {
+    for a in alternatives(m, costs).unwrap() {
         consistent(&a.plan, m);
         let best = if a.plan.mode == Mode::AllReduce { &barrier } else { &halves };
         assert!(best.ns <= a.plan.ns * (1.0 + 2e-6), "{case}: {} {} {}", a.name, a.plan.ns, best.ns);
@@ -397,7 +399,7 @@ fn published_splits() {
     }
     for algorithms in [&["ring"][..], &["ring", "hier_leader"], &[]] {
         let (m, prices) = p40("resnet50", 293.6, algorithms);
-        let atoms = search::Atoms::new(&m, 0);
+        let atoms = search::Atoms::new(&m, 0).unwrap();
         let costs = prices.costs();
         let least = Work::new(&atoms, &costs, Mode::AllReduce).least(&atoms);
         let limit = bound(&atoms, Mode::AllReduce, &least);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::{Noise, Report, Shape, Sim, Symmetry};
-use crate::cost::{Machine, Price, PriceList, Prices};
+use crate::cost::{Machine, Price, PriceList};
 use crate::reduce::Wire;
 use crate::schedule::{Algorithm, Collective, Groups, algorithms_of};
 use crate::{Error, Result};
@@ -49,6 +49,7 @@ pub struct Pricer<'a> {
     machine: Cow<'a, Machine>,
     wire: Option<Wire>,
     sims: Vec<(&'static Algorithm, Sim)>,
+    left_out: Vec<&'static str>,
     ways: Vec<u32>,
     messages: Vec<u32>,
     /// Every tile is played, with this.
@@ -110,7 +111,7 @@ impl<'a> Pricer<'a> {
             None => Cow::Borrowed(machine),
         };
         let (ranks, most) = if full.is_some() { (usize::MAX, OPS_IN_FULL) } else { (RANKS, OPS) };
-        let (mut sims, mut left_out) = (Vec::new(), None);
+        let (mut sims, mut left_out, mut why) = (Vec::new(), Vec::new(), None);
         let alone = candidates.algorithms.len() == 1;
         for a in candidates.algorithms {
             let (mut symmetry, mut played) = (Symmetry::None, n);
@@ -130,22 +131,25 @@ impl<'a> Pricer<'a> {
                 });
             match buildable {
                 Ok(()) => sims.push((a, Sim::of(a, groups, root, symmetry)?)),
-                Err(e) => left_out = Some(e),
+                Err(e) => {
+                    left_out.push(a.name);
+                    why = Some(e);
+                }
             }
         }
         if sims.is_empty() {
-            return Err(left_out.unwrap_or_else(|| {
+            return Err(why.unwrap_or_else(|| {
                 Error::argument("no algorithms to choose from")
                     .hint("name one of the collective's algorithms")
             }));
         }
         let Candidates { ways, messages, wire, .. } = candidates;
-        Ok(Pricer { collective, ranks: n, machine, wire, sims, ways, messages, full })
+        Ok(Pricer { collective, ranks: n, machine, wire, sims, left_out, ways, messages, full })
     }
 
-    /// The algorithms that are priced.
-    pub fn algorithms(&self) -> impl Iterator<Item = &'static Algorithm> {
-        self.sims.iter().map(|s| s.0)
+    /// Names of algorithms that would take too long to simulate, and are not priced.
+    pub fn left_out(&self) -> &[&'static str] {
+        &self.left_out
     }
 
     /// The cheapest for a call whose larger buffer has `bytes`.
@@ -204,15 +208,5 @@ impl<'a> Pricer<'a> {
     pub fn list(&self, sizes: &[u64]) -> Result<PriceList> {
         let price = |&bytes: &u64| Ok((bytes, self.cheapest(bytes)?.price));
         PriceList::new(sizes.iter().map(price).collect::<Result<_>>()?)
-    }
-}
-
-/// Simulates where it is asked. A size that cannot be simulated costs more than anything.
-impl Prices for Pricer<'_> {
-    fn price(&self, bytes: u64) -> Price {
-        match self.cheapest(bytes) {
-            Ok(choice) => choice.price,
-            Err(_) => Price::new(f64::INFINITY, ""),
-        }
     }
 }

@@ -198,11 +198,6 @@ impl Sim {
         largest.div_ceil(u128::from(message.max(1))).clamp(1, 1 << 24) as u32
     }
 
-    /// Ranks that are played.
-    pub fn played(&self) -> usize {
-        self.net.played
-    }
-
     /// Plays it. `InvalidArgument` for machines and shapes that make no sense, for noise with a symmetry, and for
     /// schedules that deadlock at the machine's depths.
     pub fn play(&self, machine: &Machine, shape: Shape, noise: &Noise) -> Result<Report> {

@@ -414,10 +414,12 @@ impl Profile {
         s
     }
 
-    /// Writes the file. `SystemError` if that is not possible.
+    /// Writes the file, as a whole or not at all, by way of `FILE.new`. `SystemError` if that is not possible.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        std::fs::write(path, self.to_toml()).map_err(|e| {
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        std::fs::write(&new, self.to_toml()).and_then(|()| std::fs::rename(&new, path)).map_err(|e| {
             Error::new(Code::SystemError, format!("cannot write {}: {e}", path.display()))
                 .hint("choose a place that can be written to")
         })

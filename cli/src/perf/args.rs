@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use graccl::{Collective, DataType, Error, RedOp, Result, TransportChoice};
 
 use super::operation::Operation;
+use super::tensors::{self, Tensor};
 use crate::schedules;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,8 +82,9 @@ pub struct PerfArgs {
     #[arg(short = 'o', long, value_name = "OP", value_parser = parse_op)]
     pub op: Option<Choice<RedOp>>,
     /// int8, uint8, int32, uint32, int64, uint64, half, float, double, bfloat16, f8e4m3, f8e5m2 or all
-    #[arg(short = 'd', long, value_name = "TYPE", value_parser = parse_type, default_value = "float")]
-    pub datatype: Choice<DataType>,
+    /// [default: float]
+    #[arg(short = 'd', long, value_name = "TYPE", value_parser = parse_type)]
+    datatype: Option<Choice<DataType>>,
     /// Root, where there is one; -1 or all: every rank in turn [default: 0]
     #[arg(short = 'r', long, value_name = "R|all", value_parser = parse_root, allow_hyphen_values = true)]
     pub root: Option<Root>,
@@ -123,9 +125,8 @@ pub struct PerfArgs {
     /// Bind rank r to core r mod cores
     #[arg(long)]
     pub pin: bool,
-    /// For all_reduce: reduce a model's list of gradients instead: resnet50, alexnet, or a FILE of lines
-    /// name,elements[,type] in the order of reduction. Its times are medians of the slowest rank's;
-    /// -a, -b, -C, -e and -o all do not apply
+    /// For all_reduce: reduce a model's gradients instead, in the order of its backward pass: a name or a FILE, as
+    /// for graccl plan. Its times are medians of the slowest rank's; -a, -b, -C, -e, -N and -o all do not apply
     #[arg(long, value_name = "MODEL|FILE")]
     pub tensors: Option<String>,
 
@@ -281,11 +282,22 @@ impl PerfArgs {
                 return Err(Error::argument(format!("--tensors with {}", self.operation.name()))
                     .hint("it is for all_reduce"));
             }
-            if self.ops().len() > 1 || self.datatype.0.len() > 1 {
+            if self.ops().len() > 1 || self.types().len() > 1 {
                 return Err(Error::argument("--tensors takes one -o and one -d").hint("name one of each"));
             }
         }
         Ok(())
+    }
+
+    /// The types of the elements.
+    pub fn types(&self) -> &[DataType] {
+        self.datatype.as_ref().map_or(&[DataType::F32], |d| &d.0)
+    }
+
+    /// With --tensors: the gradients; those of a model as -d says, if it does.
+    pub fn gradients(&self) -> Result<Option<Vec<Tensor>>> {
+        let dtype = self.datatype.as_ref().map(|d| d.0[0]);
+        self.tensors.as_deref().map(|t| tensors::load(t, dtype)).transpose()
     }
 
     /// The operations to reduce with; one where nothing is reduced.
@@ -421,7 +433,7 @@ mod tests {
              -S 1 -J x.json -a 1 -R 1 -x 0 -D 0 -V 0 -M -u 0 -I -K 0",
         );
         assert_eq!(a.ignored().len(), 13);
-        assert_eq!((a.ops().len(), a.datatype.0.len()), (5, 12));
+        assert_eq!((a.ops().len(), a.types().len()), (5, 12));
         let a = parsed(
             "--nthreads 1 --ngpus 1 --minbytes 8 --maxbytes 8 --stepfactor 2 --iters 5 --warmup_iters 1 \
              --agg_iters 1 --run_cycles 1 --check 0 --op sum --datatype half --timeout 5 --report_cputime 1 \

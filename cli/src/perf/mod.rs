@@ -19,29 +19,15 @@ pub use data::{Pattern, Problem, show_element};
 use operation::Operation;
 pub use table::number;
 
+use graccl::bootstrap::launched;
 use graccl::{Error, Result};
 
 use crate::launch;
 
-/// Variables that say which rank this process is, and of how many, most explicit first.
-const RANK_VARIABLES: [(&str, &str); 5] = [
-    ("GRACCL_RANK", "GRACCL_SIZE"),
-    ("RANK", "WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-];
-
-/// Rank and number of ranks, if a launcher started this process.
-pub fn launched() -> Option<(usize, usize)> {
-    let number = |name: &str| std::env::var(name).ok()?.trim().parse().ok();
-    RANK_VARIABLES.iter().find_map(|(rank, size)| Some((number(rank)?, number(size)?)))
-}
-
 /// `graccl perf`: joins the launcher's job, or starts one.
 pub fn main(a: &PerfArgs) -> Result<u8> {
     a.check()?;
-    let Some((rank, size)) = launched() else { return start(a) };
+    let Some((rank, size)) = launched()? else { return start(a) };
     if let Some(np) = a.np.filter(|&np| np as usize != size) {
         return Err(Error::argument(format!("--np {np}, but the launcher started {size} ranks"))
             .hint("leave --np out under a launcher"));
@@ -59,8 +45,8 @@ fn start(a: &PerfArgs) -> Result<u8> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let ranks =
         a.np.map_or(cores.max(2), |n| n as usize).max(if a.np.is_none() { a.hosts as usize } else { 1 });
-    let bytes = match &a.tensors {
-        Some(list) => tensors::total_bytes(&tensors::load(list, a.datatype.0[0])?),
+    let bytes = match a.gradients()? {
+        Some(list) => tensors::total_bytes(&list),
         None if a.operation == Operation::Barrier => 0,
         None => a.maxbytes,
     };

@@ -37,7 +37,10 @@ impl Report {
         let mut json = Map::new();
         json.insert("version".into(), JSON_VERSION.into());
         json.insert("start_time".into(), table::now().into());
-        json.insert("args".into(), std::env::args().collect::<Vec<_>>().into());
+        json.insert(
+            "args".into(),
+            std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().into(),
+        );
         json.insert("graccl_version".into(), env!("CARGO_PKG_VERSION").into());
         Report {
             speaks,

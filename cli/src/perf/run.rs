@@ -22,7 +22,7 @@ const ROUNDS: usize = 10;
 /// Joins the job, runs everything, and returns the exit status.
 pub fn main(a: &PerfArgs, rank: usize, size: usize) -> Result<u8> {
     let cpu = if a.pin { Some(pin(rank)?) } else { None };
-    let list = a.tensors.as_deref().map(|t| tensors::load(t, a.datatype.0[0])).transpose()?;
+    let list = a.gradients()?;
     let points = points(a, size)?;
     if a.operation == Operation::SendRecv && size < 2 {
         return Err(Error::argument("a rank cannot send to itself").hint("start two ranks or more (--np 2)"));
@@ -70,19 +70,24 @@ fn others(a: &PerfArgs, job: &Job) -> Result<Vec<(&'static str, Choice)>> {
 /// All rows of a table, in nccl-tests' order.
 fn points(a: &PerfArgs, ranks: usize) -> Result<Vec<What>> {
     let operation = a.operation;
-    let what = What { operation, count: 0, dtype: a.datatype.0[0], op: a.ops()[0], root: 0 };
+    let what = What { operation, count: 0, dtype: a.types()[0], op: a.ops()[0], root: 0 };
     let (blocks, roots) = (operation.widest(ranks), a.roots(ranks)?);
     if blocks == 0 {
         return Ok(vec![what]);
     }
     let mut points = Vec::new();
-    for &dtype in &a.datatype.0 {
+    for &dtype in a.types() {
         for op in a.ops() {
             for &root in &roots {
                 let counts = a.counts(dtype.size() * blocks).into_iter();
                 points.extend(counts.map(|count| What { count, dtype, op, root, ..what }));
             }
         }
+    }
+    if points.is_empty() {
+        let least = blocks * a.types().iter().map(|d| d.size()).min().unwrap_or(1);
+        return Err(Error::argument(format!("-e {} is less than one element of each block", a.maxbytes))
+            .hint(format!("{ranks} ranks need at least {least} bytes")));
     }
     Ok(points)
 }

@@ -1,6 +1,6 @@
 //! `--tensors`: a model's gradients, one call per tensor and fused into one buffer.
 
-use graccl::{Collective, Communicator, DataType, Error, RedOp, Result};
+use graccl::{Collective, Communicator, DataType, RedOp, Result};
 use serde_json::json;
 
 use super::args::PerfArgs;
@@ -8,6 +8,7 @@ use super::buffer::Buffer;
 use super::job::{Job, bandwidth};
 use super::report::Report;
 use super::table::number;
+use crate::plan;
 
 /// Tensors start at multiples of this in our memory, as allocators place them. Bytes.
 const ALIGN: usize = 64;
@@ -15,109 +16,15 @@ const ALIGN: usize = 64;
 /// One gradient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    pub name: String,
     pub count: usize,
     pub dtype: DataType,
 }
 
-/// The list named `what`, in the order in which backward produces the gradients.
-pub fn load(what: &str, dtype: DataType) -> Result<Vec<Tensor>> {
-    let forward = match what {
-        "resnet50" => resnet50(),
-        "alexnet" => alexnet(),
-        path => {
-            let text = std::fs::read_to_string(path).map_err(|e| {
-                Error::argument(format!("cannot read the tensors' list `{path}`: {e}"))
-                    .hint("name resnet50, alexnet, or a file of lines name,elements[,type]")
-            })?;
-            return parse(&text, dtype).map_err(|e| e.who(path));
-        }
-    };
-    Ok(forward.into_iter().rev().map(|(name, count)| Tensor { name, count, dtype }).collect())
-}
-
-/// Lines `name,elements[,type]`; empty ones, and what follows a #, do not count.
-fn parse(text: &str, default: DataType) -> Result<Vec<Tensor>> {
-    let mut list = Vec::new();
-    for (i, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or("").trim();
-        if line.is_empty() {
-            continue;
-        }
-        let wrong = |what: String| {
-            Error::argument(format!("line {}: {what}", i + 1)).hint("write name,elements[,type] on each line")
-        };
-        let mut fields = line.split(',').map(str::trim);
-        let (name, count) = (fields.next().unwrap_or(""), fields.next().unwrap_or(""));
-        let count: usize =
-            count.parse().map_err(|_| wrong(format!("`{count}` is not a number of elements")))?;
-        if count == 0 || count > 1 << 40 {
-            return Err(wrong(format!("{count} elements")));
-        }
-        let dtype = match fields.next() {
-            None | Some("") => default,
-            Some(t) => *DataType::ALL
-                .iter()
-                .find(|d| d.name() == t)
-                .ok_or_else(|| wrong(format!("unknown type `{t}`")))?,
-        };
-        if let Some(more) = fields.next() {
-            return Err(wrong(format!("a fourth field `{more}`")));
-        }
-        list.push(Tensor { name: name.to_string(), count, dtype });
-    }
-    if list.is_empty() {
-        return Err(Error::argument("no tensors in the list"));
-    }
-    Ok(list)
-}
-
-/// Parameters of torchvision's ResNet-50, in its order.
-fn resnet50() -> Vec<(String, usize)> {
-    let mut all = Vec::new();
-    let conv = |all: &mut Vec<_>, conv: String, bn: String, inputs: usize, outputs: usize, kernel: usize| {
-        all.push((format!("{conv}.weight"), inputs * outputs * kernel * kernel));
-        all.push((format!("{bn}.weight"), outputs));
-        all.push((format!("{bn}.bias"), outputs));
-    };
-    conv(&mut all, "conv1".into(), "bn1".into(), 3, 64, 7);
-    let mut inputs = 64;
-    for (layer, blocks) in [3, 4, 6, 3].into_iter().enumerate() {
-        let width = 64 << layer;
-        for block in 0..blocks {
-            let at = format!("layer{}.{block}", layer + 1);
-            conv(&mut all, format!("{at}.conv1"), format!("{at}.bn1"), inputs, width, 1);
-            conv(&mut all, format!("{at}.conv2"), format!("{at}.bn2"), width, width, 3);
-            conv(&mut all, format!("{at}.conv3"), format!("{at}.bn3"), width, width * 4, 1);
-            if block == 0 {
-                let down = format!("{at}.downsample");
-                conv(&mut all, format!("{down}.0"), format!("{down}.1"), inputs, width * 4, 1);
-            }
-            inputs = width * 4;
-        }
-    }
-    all.push(("fc.weight".into(), inputs * 1000));
-    all.push(("fc.bias".into(), 1000));
-    all
-}
-
-/// Parameters of torchvision's AlexNet, in its order: (layer, inputs per output, outputs).
-fn alexnet() -> Vec<(String, usize)> {
-    [
-        ("features.0", 3 * 11 * 11, 64),
-        ("features.3", 64 * 5 * 5, 192),
-        ("features.6", 192 * 3 * 3, 384),
-        ("features.8", 384 * 3 * 3, 256),
-        ("features.10", 256 * 3 * 3, 256),
-        ("classifier.1", 256 * 6 * 6, 4096),
-        ("classifier.4", 4096, 4096),
-        ("classifier.6", 4096, 1000),
-    ]
-    .into_iter()
-    .flat_map(|(layer, inputs, outputs)| {
-        [(format!("{layer}.weight"), inputs * outputs), (format!("{layer}.bias"), outputs)]
-    })
-    .collect()
+/// The gradients of the model `what`, in the order in which backward produces them, as this type if there is one.
+pub fn load(what: &str, dtype: Option<DataType>) -> Result<Vec<Tensor>> {
+    let model = plan::model_with(what, dtype, None, None)?;
+    let tensors = model.tensors().iter().filter(|t| t.elements > 0);
+    Ok(tensors.map(|t| Tensor { count: t.elements as usize, dtype: t.dtype }).collect())
 }
 
 /// Bytes of all tensors of a list.
@@ -315,34 +222,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn models_have_their_published_sizes() {
-        for (name, tensors, elements) in [("resnet50", 161, 25_557_032), ("alexnet", 16, 61_100_840)] {
-            let list = load(name, DataType::F32).unwrap();
-            assert_eq!(list.len(), tensors, "{name}");
-            assert_eq!(list.iter().map(|t| t.count).sum::<usize>(), elements, "{name}");
-        }
-        let list = load("resnet50", DataType::Bf16).unwrap();
-        assert_eq!(list[0], Tensor { name: "fc.bias".into(), count: 1000, dtype: DataType::Bf16 });
-        assert_eq!(list[160].name, "conv1.weight");
-        // In forward order the 76th tensor is this one, and 2,166,336 elements end with it.
-        assert_eq!(list[161 - 76].name, "layer3.0.conv2.weight");
-        assert_eq!(list[161 - 76..].iter().map(|t| t.count).sum::<usize>(), 2_166_336);
-    }
-
-    #[test]
-    fn lists_are_parsed_or_refused_with_the_line() {
-        let list = parse("# mine\na,3\n\n b , 4 , half # small\n", DataType::F32).unwrap();
-        let short: Vec<_> = list.iter().map(|t| (t.name.as_str(), t.count, t.dtype)).collect();
-        assert_eq!(short, [("a", 3, DataType::F32), ("b", 4, DataType::F16)]);
-        for text in ["", "a", "a,x", "a,0", "a,-1", "a,3,float,4", "a,3,f8", "a,99999999999999"] {
-            assert!(parse(text, DataType::F32).is_err(), "{text}");
-        }
-        assert!(parse("a,1\nb", DataType::F32).unwrap_err().what.starts_with("line 2"));
-    }
-
-    #[test]
     fn layouts_keep_tensors_apart_and_types_together() {
-        let t = |count, dtype| Tensor { name: String::new(), count, dtype };
+        let t = |count, dtype| Tensor { count, dtype };
         let l = layout(&[t(3, DataType::F32), t(5, DataType::F16), t(7, DataType::F32)]);
         assert_eq!(l.apart.iter().map(|s| s.at).collect::<Vec<_>>(), [0, 64, 128]);
         assert_eq!(l.fused.iter().map(|s| (s.at, s.count)).collect::<Vec<_>>(), [(0, 5), (64, 10)]);

@@ -15,6 +15,7 @@ use graccl::reduce::Wire;
 use graccl::{Collective, DataType, Error, Result};
 
 use crate::perf::parse_size;
+use crate::schedules;
 use crate::sim::{Cluster, Shop};
 
 #[derive(Args)]
@@ -45,7 +46,7 @@ pub struct PlanArgs {
     /// Network inside hosts; default: the same
     #[arg(long, value_name = "NAME")]
     inside: Option<String>,
-    /// Use only these algorithms
+    /// Use only these algorithms for allreduces
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     algo: Vec<String>,
     /// Plan for this mode only: all_reduce, priority or reduce_scatter_all_gather
@@ -103,7 +104,7 @@ pub(crate) fn how(span: &Span) -> String {
     }
 }
 
-fn parse_ms(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn parse_ms(text: &str) -> std::result::Result<f64, String> {
     let ms = text.parse().map_err(|_| "not a number".to_string())?;
     if ms > 0.0 && ms < 1e9 { Ok(ms) } else { Err("must be more than 0, and less than 1e9".into()) }
 }
@@ -118,28 +119,37 @@ struct Outcome {
     others: Vec<Alternative>,
 }
 
-fn load(args: &PlanArgs) -> Result<(String, Model)> {
-    let (name, mut model) = match Model::built_in(&args.model) {
-        Some(model) => (args.model.clone(), model),
-        None => {
-            let text = std::fs::read_to_string(&args.model).map_err(|e| {
-                let names: Vec<_> = Model::names().collect();
-                Error::argument(format!("cannot read the model file {}: {e}", args.model))
-                    .hint(format!("give a file, or one of: {}", names.join(", ")))
-            })?;
-            (args.model.clone(), Model::parse(&text)?)
-        }
-    };
-    if let Some(dtype) = args.dtype {
+/// The built-in model or the file `what`.
+pub(crate) fn model(what: &str) -> Result<Model> {
+    if let Some(model) = Model::built_in(what) {
+        return Ok(model);
+    }
+    let text = std::fs::read_to_string(what).map_err(|e| {
+        let names: Vec<_> = Model::names().collect();
+        Error::argument(format!("cannot read the model file {what}: {e}"))
+            .hint(format!("give a file (docs/plan.md), or one of: {}", names.join(", ")))
+    })?;
+    Model::parse(&text).map_err(|e| Error { who: format!("{}, {what}", e.who), ..e })
+}
+
+/// The [`model`] with its gradients sent as `dtype`, where they must be fit for `wire`, and computed in `ms`.
+pub(crate) fn model_with(
+    what: &str,
+    dtype: Option<DataType>,
+    wire: Option<Wire>,
+    ms: Option<f64>,
+) -> Result<Model> {
+    let mut model = model(what)?;
+    if let Some(dtype) = dtype {
         model = model.sent_as(dtype);
     }
-    if args.wire.is_some() {
+    if wire.is_some() {
         can_be_packed(&model)?;
     }
-    if let Some(ms) = args.compute_ms {
-        model = model.in_time(ms * 1e6)?;
+    match ms {
+        Some(ms) => model.in_time(ms * 1e6),
+        None => Ok(model),
     }
-    Ok((name, model))
 }
 
 enum Priced {
@@ -191,7 +201,10 @@ fn simulated(args: &PlanArgs, bytes: u64, algorithms: &[&str]) -> Result<(Priced
             .hint("leave it out, or give a published network"));
     }
     let groups = cluster.groups(Some(args.ranks), args.hosts)?;
-    let mut shop = Shop::new(&cluster, bytes);
+    for name in algorithms {
+        schedules::find(Collective::AllReduce, name)?;
+    }
+    let mut shop = Shop::new(&cluster, bytes)?;
     let priced = [
         shop.prices(Collective::AllReduce, &groups, algorithms, args.wire)?,
         shop.prices(Collective::ReduceScatter, &groups, &[], None)?,
@@ -203,9 +216,9 @@ fn simulated(args: &PlanArgs, bytes: u64, algorithms: &[&str]) -> Result<(Priced
 
 /// `graccl plan`.
 pub fn main(args: PlanArgs) -> Result<u8> {
-    let (model_name, model) = load(&args)?;
+    let model = model_with(&args.model, args.dtype, args.wire, args.compute_ms)?;
     let (prices, network) = prices(&args, model.bytes())?;
-    let outcome = decide(&args, model_name, model, network, &prices.costs())?;
+    let outcome = decide(&args, model, network, &prices.costs())?;
     if let Some(path) = &args.svg {
         let picture = svg::timeline(&outcome);
         std::fs::write(path, picture).map_err(|e| Error::io(format!("cannot write {path}"), &e))?;
@@ -215,13 +228,7 @@ pub fn main(args: PlanArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn decide(
-    args: &PlanArgs,
-    model_name: String,
-    model: Model,
-    network: String,
-    costs: &Costs,
-) -> Result<Outcome> {
+fn decide(args: &PlanArgs, model: Model, network: String, costs: &Costs) -> Result<Outcome> {
     let modes = args.mode.map_or(Mode::ALL.to_vec(), |m| vec![m]);
     let mut others = Vec::new();
     for mode in modes {
@@ -229,6 +236,6 @@ fn decide(
         others.push(Alternative { name: format!("best {}", mode.name()), plan });
     }
     let plan = best(others.iter().map(|a| &a.plan)).cloned().expect("there is a mode");
-    others.extend(graccl::plan::alternatives(&model, costs));
-    Ok(Outcome { model_name, model, network, plan, others })
+    others.extend(graccl::plan::alternatives(&model, costs)?);
+    Ok(Outcome { model_name: args.model.clone(), model, network, plan, others })
 }

@@ -7,7 +7,8 @@ use graccl::schedule::Groups;
 use graccl::sim::Noise;
 use graccl::tune::Profile;
 use graccl::{Error, Result};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// The clusters that need no file.
 const BUILT_IN: [(&str, &str); 5] = [
@@ -71,12 +72,26 @@ fn depth() -> u32 {
 }
 
 /// A number of ns, a line, or points (bytes, ns).
-#[derive(Deserialize, Clone)]
-#[serde(untagged)]
+#[derive(Clone)]
 enum Cost {
     Constant(f64),
     Points(Vec<(f64, f64)>),
     Line(LineFile),
+}
+
+/// By hand, so that an error says what is wrong with the form that was chosen.
+impl<'de> Deserialize<'de> for Cost {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Cost, D::Error> {
+        let value = toml::Value::deserialize(d)?;
+        let form = value.type_str();
+        match value {
+            toml::Value::Integer(ns) => Ok(Cost::Constant(ns as f64)),
+            toml::Value::Float(ns) => Ok(Cost::Constant(ns)),
+            toml::Value::Array(_) => value.try_into().map(Cost::Points).map_err(D::Error::custom),
+            toml::Value::Table(_) => value.try_into().map(Cost::Line).map_err(D::Error::custom),
+            _ => Err(D::Error::custom(format!("a {form} instead of ns, {{ ns, gbs }} or [[bytes, ns], ..]"))),
+        }
+    }
 }
 
 /// `ns + bytes / gbs`: 1 GB/s is a byte per ns.

@@ -14,8 +14,9 @@ use graccl::sim::{Candidates, Noise, Pricer};
 use graccl::{DataType, Error, Result};
 
 use crate::perf::parse_size;
-use crate::plan::{parse_type, parse_wire};
+use crate::plan::{parse_ms, parse_type, parse_wire};
 use crate::schedules;
+use crate::verify::say;
 pub(crate) use cluster::Cluster;
 pub(crate) use shop::Shop;
 use table::Table;
@@ -40,36 +41,36 @@ pub struct SimArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
     /// Hosts [default: as many as the ranks fill]
-    #[arg(long, value_name = "H", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "H", conflicts_with = "train", value_parser = clap::value_parser!(u32).range(1..))]
     hosts: Option<u32>,
     /// Collective
-    #[arg(long, value_name = "NAME", default_value = "all_reduce")]
+    #[arg(long, value_name = "NAME", conflicts_with = "train", default_value = "all_reduce")]
     collective: String,
     /// Algorithm; auto takes the cheapest for each size, all shows the cheapest form of each
-    #[arg(long, value_name = "NAME|all|auto", default_value = "auto")]
+    #[arg(long, value_name = "NAME|all|auto", conflicts_with = "train", default_value = "auto")]
     algo: String,
     /// Sizes, bytes; K, M and G mean 2^10, 2^20 and 2^30
-    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size,
+    #[arg(long, value_name = "SIZE,..", conflicts_with = "train", value_delimiter = ',', value_parser = parse_size,
           default_value = "4,1K,32K,256K,1M,8M,64M,256M")]
     sizes: Vec<usize>,
     /// Largest message to aim at, bytes [default: the cheapest of 64K, 256K, 1M, .. 64M]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", conflicts_with = "train", value_parser = parse_size)]
     message: Option<usize>,
     /// Tiles worked on at a time [default: the cheapest of 1, 2, 4]
-    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "W", conflicts_with = "train", value_parser = clap::value_parser!(u32).range(1..=64))]
     ways: Option<u32>,
     /// Root, for collectives that have one
-    #[arg(long, value_name = "R", default_value_t = 0)]
+    #[arg(long, value_name = "R", conflicts_with = "train", default_value_t = 0)]
     root: u32,
     /// Play every rank and every tile, also where hosts are alike
-    #[arg(long)]
+    #[arg(long, conflicts_with = "train")]
     full: bool,
     /// Simulate training instead: a model (alexnet, alexnet-bn, resnet50, vgg16, googlenet, bert-base,
     /// bert-large, or a FILE as for graccl plan), from one host to all ranks in doublings
     #[arg(long, value_name = "MODEL")]
     train: Option<String>,
     /// With --train: one rank's forward and backward pass together, ms [default: as in the model]
-    #[arg(long, value_name = "MS", requires = "train")]
+    #[arg(long, value_name = "MS", requires = "train", value_parser = parse_ms)]
     compute: Option<f64>,
     /// With --train: send floating-point gradients as this type: f16, bf16, f32 or f64 [default: as in the model]
     #[arg(long = "type", value_name = "TYPE", requires = "train", value_parser = parse_type)]
@@ -133,6 +134,9 @@ pub fn main(a: SimArgs) -> Result<u8> {
     };
     let mut table = Table::new(&cluster.name, &groups, collective);
     table.head()?;
+    if !pricer.left_out().is_empty() {
+        say(&format!("# too long to simulate here, and left out: {}\n", pricer.left_out().join(", ")))?;
+    }
     for &bytes in &a.sizes {
         let choices = match a.algo.as_str() {
             "all" => pricer.each(bytes as u64)?,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use graccl::cost::{Cheapest, PriceList};
 use graccl::reduce::Wire;
 use graccl::schedule::Groups;
-use graccl::sim::{Candidates, Pricer};
+use graccl::sim::{Candidates, Noise, Pricer};
 use graccl::{Collective, Error, Result};
 
 use super::Cluster;
@@ -25,11 +25,16 @@ pub(crate) struct Shop<'a> {
 type Key = (Collective, usize, usize, Vec<String>, Option<Wire>);
 
 impl<'a> Shop<'a> {
-    /// For calls of up to `bytes`.
-    pub fn new(cluster: &'a Cluster, bytes: u64) -> Shop<'a> {
+    /// For calls of up to `bytes`. `InvalidArgument` for a cluster with noise.
+    pub fn new(cluster: &'a Cluster, bytes: u64) -> Result<Shop<'a>> {
+        if cluster.noise != Noise::default() {
+            return Err(Error::argument("a price is one number, and this cluster has [noise]")
+                .who(&cluster.name)
+                .hint("leave that out for training and plans"));
+        }
         let mut sizes: Vec<u64> = (8..).map(|i| 1u64 << i).take_while(|&b| b < bytes).collect();
         sizes.push(bytes);
-        Shop { cluster, sizes, lists: HashMap::new() }
+        Ok(Shop { cluster, sizes, lists: HashMap::new() })
     }
 
     /// Of the cheapest of `algorithms` (empty: all), as they are, and with messages between hosts in the form `wire`.
@@ -72,8 +77,7 @@ impl<'a> Shop<'a> {
         let mut candidates = Candidates::of(collective, groups);
         candidates.algorithms.retain(|a| match names {
             [] => !UNTRIED.contains(&a.name),
-            // Within one host there is no hierarchy: a ring takes its place.
-            names => names.contains(&a.name) || groups.len() == 1 && a.name == "ring",
+            names => names.contains(&a.name),
         });
         if let Some(wire) = wire {
             candidates = candidates.packed(wire);

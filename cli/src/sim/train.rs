@@ -13,7 +13,7 @@ use super::chart::{self, Chart, Line};
 use super::shop::Shop;
 use super::table::write;
 use crate::perf::number;
-use crate::plan::{can_be_packed, how};
+use crate::plan::{how, model_with};
 use crate::verify::say;
 
 /// A way to train: which algorithms there are, and how gradients are fused.
@@ -65,36 +65,8 @@ struct Outcome {
     algorithms: Vec<String>,
 }
 
-/// The model of `--train`: a built-in one or a file, sent as `--type`, computed in `--compute`.
-fn model(a: &SimArgs, what: &str) -> Result<Model> {
-    let mut model = match Model::built_in(what) {
-        Some(m) => m,
-        None => {
-            let text = std::fs::read_to_string(what).map_err(|e| {
-                let names: Vec<&str> = Model::names().collect();
-                Error::argument(format!("cannot read model `{what}`: {e}"))
-                    .hint(format!("give a file (docs/plan.md) or one of: {}", names.join(", ")))
-            })?;
-            Model::parse(&text)?
-        }
-    };
-    if let Some(dtype) = a.dtype {
-        model = model.sent_as(dtype);
-    }
-    if a.wire.is_some() {
-        can_be_packed(&model)?;
-    }
-    match a.compute {
-        Some(ms) if !(ms > 0.0 && ms.is_finite()) => {
-            Err(Error::argument(format!("--compute {ms}")).hint("give the ms of forward and backward"))
-        }
-        Some(ms) => model.in_time(ms * 1e6),
-        None => Ok(model),
-    }
-}
-
 pub fn train(a: &SimArgs, what: &str, cluster: &Cluster) -> Result<()> {
-    let model = model(a, what)?;
+    let model = model_with(what, a.dtype, a.wire, a.compute)?;
     let most = cluster.groups(a.ranks, None)?.n();
     let compute = model.forward() + model.backward();
     say(&format!(
@@ -111,7 +83,7 @@ pub fn train(a: &SimArgs, what: &str, cluster: &Cluster) -> Result<()> {
         "efficiency",
         "samples/s"
     ))?;
-    let mut shop = Shop::new(cluster, model.bytes());
+    let mut shop = Shop::new(cluster, model.bytes())?;
     let mut outcomes = Vec::new();
     let mut ranks = cluster.ranks_per_host.min(most);
     loop {
@@ -163,7 +135,12 @@ fn outcome(
 ) -> Result<Outcome> {
     // Those with names are as they were in 2018.
     let wire = wire.filter(|_| v.algorithms.is_empty());
-    let all_reduce = shop.prices(Collective::AllReduce, groups, v.algorithms, wire)?;
+    // Within one host there is no hierarchy: a ring takes its place.
+    let algorithms = match groups.len() {
+        1 if !v.algorithms.is_empty() => &["ring"][..],
+        _ => v.algorithms,
+    };
+    let all_reduce = shop.prices(Collective::AllReduce, groups, algorithms, wire)?;
     let halves = match v.fusion {
         Fusion::Modes => Some((
             shop.prices(Collective::ReduceScatter, groups, &[], None)?,
@@ -175,7 +152,7 @@ fn outcome(
     let costs = Costs { all_reduce: &all_reduce, halves };
     let plan = match v.fusion {
         Fusion::Rule(rule) => {
-            let found = alternatives(model, &costs).into_iter().find(|r: &Alternative| r.name == rule);
+            let found = alternatives(model, &costs)?.into_iter().find(|r: &Alternative| r.name == rule);
             found.ok_or_else(|| Error::internal(format!("there is no rule {rule}")))?.plan
         }
         Fusion::Plan => plan(model, &costs, &Options { modes: vec![Mode::AllReduce], cut: 0 })?,

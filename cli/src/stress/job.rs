@@ -132,7 +132,7 @@ fn spawn(program: &Path, plan: &Plan, np: Option<usize>, logs: &Path) -> Result<
         c.args(["stress", "--seed", &plan.seed.to_string(), "--rank", &rank.to_string()]);
         c.args(["--time", &plan.length.as_secs().to_string()]);
         c.args(np.iter().flat_map(|n| ["--np".to_string(), n.to_string()]));
-        for name in ["GRACCL_ALGO", "GRACCL_ID", "GRACCL_PORT", "GRACCL_RANK", "GRACCL_SIZE"] {
+        for name in launch::FOREIGN.iter().chain(&["GRACCL_ALGO"]) {
             c.env_remove(name);
         }
         c.env("RANK", rank.to_string())

@@ -116,7 +116,12 @@ pub fn main(a: &StressArgs) -> Result<u8> {
             let np = np.map_or(String::new(), |n| format!(" --np {n}"));
             say(
                 a.json,
-                &format!("  again: graccl stress --seed {}{np} --time 1; logs: {}", plan.seed, dir.display()),
+                &format!(
+                    "  again: graccl stress --seed {}{np} --time {}; logs: {}",
+                    plan.seed,
+                    plan.length.as_secs(),
+                    dir.display()
+                ),
             );
             let _ = std::fs::write(dir.join("complaints"), o.complaints.join("\n"));
             sums.failed.push(plan.seed);

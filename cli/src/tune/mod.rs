@@ -9,6 +9,7 @@ mod show;
 use std::path::PathBuf;
 
 use clap::Args;
+use graccl::bootstrap::launched;
 use graccl::tune::{Predictor, Profile, Table};
 use graccl::{Collective, Communicator, Config, Error, Result, TransportChoice};
 
@@ -67,7 +68,7 @@ impl TuneArgs {
 /// `graccl tune`.
 pub fn main(a: &TuneArgs) -> Result<u8> {
     a.collectives()?;
-    let Some((rank, size)) = perf::launched() else { return start(a) };
+    let Some((rank, size)) = launched()? else { return start(a) };
     if let Some(np) = a.np.filter(|&np| np as usize != size) {
         return Err(Error::argument(format!("--np {np}, but the launcher started {size} ranks"))
             .hint("leave --np out under a launcher"));
@@ -92,17 +93,23 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
         true => Profile::load(&a.output)?,
         false => Profile::default(),
     };
+    if rank == 0 {
+        // What cannot be written should not be measured. A file that is there keeps what it says.
+        profile.save(&a.output)?;
+    }
+    // Neither an old profile nor a fixed algorithm counts.
+    let env = Config::from_vars(&|name| match name {
+        "GRACCL_PROFILE" | "GRACCL_ALGO" => None,
+        _ => std::env::var(name).ok(),
+    })?;
     let config = Config {
         transport: match a.transport {
-            None => Config::from_env()?.transport,
+            None => env.transport,
             Some(Transport::Auto) => TransportChoice::Auto,
             Some(Transport::Shm) => TransportChoice::Shm,
             Some(Transport::Tcp) => TransportChoice::Tcp,
         },
-        // Neither an old profile nor a fixed algorithm counts.
-        profile: None,
-        algorithm: None,
-        ..Config::from_env()?
+        ..env
     };
     let mut bench = Bench::new(Communicator::init_env(&config)?, a.maxbytes)?;
     show::head(&bench);
@@ -135,7 +142,8 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
         profile.runs.extend(runs);
         profile.table.merge(table);
         profile.save(&a.output)?;
-        println!("# profile: {}, choices {:016x}", a.output.display(), profile.table.digest());
+        let digest = profile.table.digest();
+        bench.say(format_args!("# profile: {}, choices {digest:016x}", a.output.display()));
     }
     // Nobody leaves before rank 0 has written everything: a launcher ends the others of a failed job.
     bench.job.comm.barrier()?;
