@@ -340,8 +340,8 @@ mod tests {
         assert_eq!(ns(&one("ring", 1024, 64), 0), 2046.0 * 10_000.0);
         // Half of the bytes between hosts, in as many messages.
         let levels = ["hier_2d", "hier_direct"];
-        let ns = |wire, bytes| {
-            let known = &levels[..if wire.is_some() { 2 } else { 1 }];
+        let ns = |wire: Option<Wire>, bytes| {
+            let known: &[&str] = &levels[..if wire.is_some() { 2 } else { 1 }];
             net.prices(16, 4, Some(&net), known, wire).unwrap().costs().all_reduce.price(bytes)
         };
         let (whole, half) = (ns(None, 1 << 26), ns(Some(Wire::F16), 1 << 26));
