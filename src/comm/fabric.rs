@@ -25,7 +25,7 @@ use crate::bootstrap::{Bootstrap, PeerConn, Pending};
 use crate::memory::{Arena, Block, PeerArena, arena};
 use crate::transport::AnyLink;
 use crate::transport::tcp::{TcpConn, TcpOptions};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 
 /// Purposes of connections, see [`Bootstrap::start`].
 const WORDS: u32 = 0;
@@ -251,6 +251,8 @@ pub struct Fabric {
     encrypt: bool,
     conns: Vec<OnceLock<Arc<Conn>>>,
     coming: Mutex<HashMap<usize, Coming>>,
+    /// Ranks that died before they could be connected to.
+    unmet: Mutex<HashSet<usize>>,
     posts: Mutex<Posts>,
     /// Failures of communicators and their members: for members that connect only then.
     announced: Mutex<Vec<(Word, Vec<u32>)>>,
@@ -272,6 +274,7 @@ impl Fabric {
             encrypt: config.encrypt,
             conns,
             coming: Mutex::default(),
+            unmet: Mutex::default(),
             posts: Mutex::default(),
             announced: Mutex::default(),
             live: AtomicUsize::new(0),
@@ -308,6 +311,11 @@ impl Fabric {
         self.conns[rank].get()
     }
 
+    /// Somebody has tried to connect to `rank`, maybe another thread, and found that it does not live.
+    pub fn unmet(&self, rank: usize) -> bool {
+        lock(&self.unmet).contains(&rank)
+    }
+
     /// Connections that are there.
     pub fn connected(&self) -> impl Iterator<Item = &Arc<Conn>> {
         self.conns.iter().filter_map(OnceLock::get)
@@ -334,6 +342,10 @@ impl Fabric {
             None => {
                 all.insert(rank, if shm { Coming::Shm(pending) } else { Coming::Tcp(pending) });
                 Ok(None)
+            }
+            Some(Err(e)) if e.code == Code::RemoteError => {
+                lock(&self.unmet).insert(rank);
+                Err(e)
             }
             Some(met) => {
                 let conn = Arc::new(if shm { self.meet_shm(rank, met?) } else { self.meet_tcp(rank, met?) }?);
