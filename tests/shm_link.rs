@@ -1,6 +1,6 @@
 //! Pairs of shared-memory links in one process: all kinds of messages in all directions.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use graccl::memory::{Arena, Block, PeerArena, arena};
@@ -191,6 +191,7 @@ impl End {
                     {
                         assert_eq!(self.try_recv(len), Some(p));
                         assert_eq!(self.link.send_reply_slot(len), Some(to));
+                        assert!(self.link.claim());
                         break (p, to);
                     }
                     self.wait("room for a reply");
@@ -391,6 +392,71 @@ fn a_reference_that_is_taken_back_is_a_fault_to_its_reader() {
         assert_eq!(y.recv(9000, FP), Recv::Fault);
         assert!(matches!(y.fault(), Some(Fault::Broken(why)) if why == "it has given up the call"));
     }
+    a.free(memory.offset);
+}
+
+/// A reply to a reference is written into the memory of whoever gives the call up: not after that, and what is being
+/// written then is waited for.
+#[test]
+fn nobody_writes_a_reply_where_a_call_was_given_up() {
+    let a = arena().unwrap();
+    let memory = a.alloc(1 << 20).unwrap();
+    let p = a.base().wrapping_add(memory.offset);
+    // Its reader stands where the reply is about to be written.
+    let asked = |x: &mut ShmLink, y: &mut ShmLink| {
+        // SAFETY: memory of ours, which stays.
+        unsafe { x.send_ref(p, 9000, FP) };
+        assert_eq!(y.recv(9000, FP), Recv::Ready(p));
+        assert_eq!(y.send_reply_slot(9000), Some(p));
+    };
+
+    let (mut x, mut y, _block) = pair();
+    asked(&mut x, &mut y);
+    x.abandon();
+    assert!(!y.claim() && y.torn());
+    assert!(matches!(y.fault(), Some(Fault::Broken(why)) if why == "it has given up the call"));
+
+    // Long enough for whoever does not wait to be seen.
+    let (mut x, mut y, _block) = pair();
+    asked(&mut x, &mut y);
+    assert!(y.claim());
+    let (begun, written) = (AtomicBool::new(false), AtomicBool::new(false));
+    let late = std::thread::scope(|s| {
+        let gives_up = s.spawn(|| {
+            begun.store(true, Ordering::Relaxed);
+            let since = Instant::now();
+            x.abandon();
+            // Nobody waits for ever, and this machine may be busy.
+            let late = since.elapsed() >= Duration::from_millis(200);
+            assert!(late || written.load(Ordering::Relaxed));
+            late
+        });
+        while !begun.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        written.store(true, Ordering::Relaxed);
+        y.release();
+        gives_up.join().unwrap()
+    });
+    assert_eq!(y.torn(), late);
+
+    // One that is stopped, or has died, in the middle.
+    let (mut x, mut y, _block) = pair();
+    asked(&mut x, &mut y);
+    assert!(y.claim());
+    x.abandon();
+    y.release();
+    assert!(y.torn());
+
+    // Another reply of the same op could not be written.
+    let (mut x, mut y, _block) = pair();
+    asked(&mut x, &mut y);
+    assert!(y.claim());
+    y.disclaim();
+    assert!(!y.torn());
+    x.abandon();
+    assert!(!y.claim());
     a.free(memory.offset);
 }
 

@@ -25,7 +25,7 @@ use crate::bootstrap::{Bootstrap, PeerConn, Pending};
 use crate::memory::{Arena, Block, PeerArena, arena};
 use crate::transport::AnyLink;
 use crate::transport::tcp::{TcpConn, TcpOptions};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 
 /// Purposes of connections, see [`Bootstrap::start`].
 const WORDS: u32 = 0;
@@ -87,6 +87,8 @@ impl Post {
 struct Posts {
     open: HashMap<u64, Arc<Post>>,
     ended: VecDeque<u64>,
+    /// Communicators whose remains may be over: a rank has left them, or this one has, since the last look.
+    partings: Vec<u64>,
 }
 
 /// How messages get to a rank.
@@ -249,11 +251,15 @@ pub struct Fabric {
     encrypt: bool,
     conns: Vec<OnceLock<Arc<Conn>>>,
     coming: Mutex<HashMap<usize, Coming>>,
+    /// Ranks that died before they could be connected to.
+    unmet: Mutex<HashSet<usize>>,
     posts: Mutex<Posts>,
     /// Failures of communicators and their members: for members that connect only then.
     announced: Mutex<Vec<(Word, Vec<u32>)>>,
     /// Communicators that have not left.
     live: AtomicUsize,
+    /// A connection was lost since the last look at what is left behind.
+    lost: AtomicBool,
     _rank: warm::Rank,
 }
 
@@ -268,9 +274,11 @@ impl Fabric {
             encrypt: config.encrypt,
             conns,
             coming: Mutex::default(),
+            unmet: Mutex::default(),
             posts: Mutex::default(),
             announced: Mutex::default(),
             live: AtomicUsize::new(0),
+            lost: AtomicBool::new(false),
             _rank: warm::Rank::new(),
         }))
     }
@@ -303,6 +311,11 @@ impl Fabric {
         self.conns[rank].get()
     }
 
+    /// Somebody has tried to connect to `rank`, maybe another thread, and found that it does not live.
+    pub fn unmet(&self, rank: usize) -> bool {
+        lock(&self.unmet).contains(&rank)
+    }
+
     /// Connections that are there.
     pub fn connected(&self) -> impl Iterator<Item = &Arc<Conn>> {
         self.conns.iter().filter_map(OnceLock::get)
@@ -329,6 +342,10 @@ impl Fabric {
             None => {
                 all.insert(rank, if shm { Coming::Shm(pending) } else { Coming::Tcp(pending) });
                 Ok(None)
+            }
+            Some(Err(e)) if e.code == Code::RemoteError => {
+                lock(&self.unmet).insert(rank);
+                Err(e)
             }
             Some(met) => {
                 let conn = Arc::new(if shm { self.meet_shm(rank, met?) } else { self.meet_tcp(rank, met?) }?);
@@ -412,6 +429,9 @@ impl Fabric {
             for w in heard.drain(..) {
                 self.deliver(conn.rank, w);
             }
+            if conn.dead() {
+                self.lost.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -428,12 +448,18 @@ impl Fabric {
             posts.open.entry(word.ctx).or_default().clone()
         };
         let mut l = post.open();
+        let parting = matches!(word.saying, Saying::Bye);
         match word.saying {
             Saying::Call { seq, text } => drop(l.calls.insert(from, (seq, text))),
             Saying::Abort { code, text } => drop(l.abort.get_or_insert((from, code, text))),
             Saying::Bye => drop(l.left.insert(from)),
             Saying::Link { port, place } => drop(l.links.insert((from, port as u8), place)),
             Saying::Vote { round, ranks } => l.votes.push((from, round, ranks)),
+        }
+        drop(l);
+        // Last: who looks then finds it in the letters.
+        if parting {
+            lock(&self.posts).partings.push(word.ctx);
         }
     }
 
@@ -513,14 +539,42 @@ impl Drop for Remains {
     }
 }
 
-/// Of communicators that have left before their peers.
-static REMAINS: Mutex<Vec<Remains>> = Mutex::new(Vec::new());
+/// Of the communicators of a family that have left before their peers: their contexts and remains.
+struct Left {
+    fabric: Arc<Fabric>,
+    remains: HashMap<u64, Remains>,
+}
+
+impl Left {
+    /// Takes out what no peer uses any more. There may be thousands, so it looks only where something has changed.
+    fn over(&mut self) -> Vec<Remains> {
+        self.fabric.pump();
+        self.fabric.listen();
+        let mut changed = std::mem::take(&mut lock(&self.fabric.posts).partings);
+        if self.fabric.lost.swap(false, Ordering::Relaxed) {
+            changed = self.remains.keys().copied().collect();
+        }
+        let mut settled = |ctx: u64| {
+            self.remains.get(&ctx).is_some_and(|r| r.settled(false)).then(|| self.remains.remove(&ctx))
+        };
+        changed.into_iter().filter_map(|ctx| settled(ctx)?).collect()
+    }
+}
+
+static REMAINS: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 /// Ends a communicator that has said goodbye. The last one of its family stays until the peers in other
 /// processes have done the same, because its process may end next: `patient` says whether to wait for that.
 pub fn leave(remains: Remains, patient: bool) {
     let fabric = remains.fabric.clone();
-    lock(&REMAINS).push(remains);
+    let ctx = remains.ctx;
+    let mut all = lock(&REMAINS);
+    match all.iter_mut().find(|l| Arc::ptr_eq(&l.fabric, &fabric)) {
+        Some(l) => drop(l.remains.insert(ctx, remains)),
+        None => all.push(Left { fabric: fabric.clone(), remains: HashMap::from([(ctx, remains)]) }),
+    }
+    drop(all);
+    lock(&fabric.posts).partings.push(ctx);
     let last = fabric.live.fetch_sub(1, Ordering::Relaxed) == 1;
     let until = Instant::now() + LEAVE;
     loop {
@@ -531,8 +585,8 @@ pub fn leave(remains: Remains, patient: bool) {
         }
         // A peer may still read our last message from memory that we are about to free, and closing a
         // TCP connection with something unread would cut off what is under way to the peer.
-        let ours = |r: &Remains| Arc::ptr_eq(&r.fabric, &fabric);
-        let waits = lock(&REMAINS).iter().any(|r| ours(r) && !r.settled(true));
+        let ours = |l: &&Left| Arc::ptr_eq(&l.fabric, &fabric);
+        let waits = lock(&REMAINS).iter().filter(ours).any(|l| l.remains.values().any(|r| !r.settled(true)));
         let unsent = fabric.connected().any(|c| !c.dead() && !c.inside && c.unsent());
         if (!waits && !unsent) || Instant::now() > until {
             break;
@@ -548,17 +602,9 @@ pub fn leave(remains: Remains, patient: bool) {
 /// Frees what no peer uses any more.
 pub fn sweep() {
     let mut all = lock(&REMAINS);
-    let mut seen: Vec<*const Fabric> = Vec::new();
-    for r in all.iter() {
-        if !seen.contains(&Arc::as_ptr(&r.fabric)) {
-            seen.push(Arc::as_ptr(&r.fabric));
-            r.fabric.pump();
-            r.fabric.listen();
-        }
-    }
-    let (over, rest) = std::mem::take(&mut *all).into_iter().partition(|r| r.settled(false));
-    *all = rest;
+    let over: Vec<Remains> = all.iter_mut().flat_map(Left::over).collect();
+    all.retain(|l| !l.remains.is_empty());
     drop(all);
     // Outside of the lock: it frees memory and closes sockets.
-    drop::<Vec<Remains>>(over);
+    drop(over);
 }

@@ -283,7 +283,8 @@ impl Agreement<'_> {
     fn dead(&self, rank: usize) -> bool {
         let dead = match self.parent.fabric.connect(self.member(rank)) {
             Ok(Some(conn)) => conn.dead(),
-            Ok(None) => false,
+            // Who tells of the failure may have found out sooner.
+            Ok(None) => self.parent.fabric.unmet(self.member(rank)),
             Err(_) => true,
         };
         dead || self.post.open().left.contains(&self.member(rank))

@@ -6,7 +6,7 @@ use super::{Bound, Tiling};
 use crate::Result;
 use crate::reduce::{self, Kernel, Wire};
 use crate::schedule::ArgKind;
-use crate::transport::{AnyLink, Link, Recv};
+use crate::transport::{AnyLink, Link, REF_MIN, Recv};
 
 /// Everything that one call adds to a bound program.
 pub struct Launch<'a> {
@@ -527,6 +527,12 @@ impl Operands {
             self.dsts[ndst] = slot;
             ndst += 1;
         }
+        // Shorter messages are never by reference.
+        if len >= REF_MIN
+            && let Some(n) = claim(links, sends, way)
+        {
+            return Step::Fault(n);
+        }
         // A copy onto itself, in place: peers may be reading that memory.
         let kept = nsrc == 1 && nlocal > 0 && !op.complete && std::ptr::eq(self.srcs[0], self.dsts[0]);
         let dsts = &self.dsts[usize::from(kept)..ndst];
@@ -628,6 +634,16 @@ impl Operands {
         }
         Step::Fired
     }
+}
+
+/// Announces the replies that an op is about to write into their receivers' memory. The link of one that must not be
+/// written any more; then none is.
+#[inline(always)]
+fn claim(links: &mut [AnyLink], sends: &[BoundArg], way: u32) -> Option<u32> {
+    let mut replies = sends.iter().filter(|a| a.reply).map(|a| a.link + way);
+    let n = replies.find(|&n| !links[n as usize].claim())?;
+    sends.iter().for_each(|a| links[(a.link + way) as usize].disclaim());
+    Some(n)
 }
 
 /// Gives back the messages that an op has used: before it sends, so that what it sends acknowledges them, and nothing

@@ -11,7 +11,7 @@ pub mod tcp;
 pub mod virtual_time;
 
 /// Messages shorter than this are better copied than sent by reference: the bookkeeping costs more.
-const REF_MIN: usize = 8 << 10;
+pub(crate) const REF_MIN: usize = 8 << 10;
 
 /// Answer of [`Link::recv`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ pub trait Link {
     }
 
     /// The call under way is given up: from here on nothing refers to the caller's memory, or who reads it all
-    /// the same finds out before it uses what it has read.
+    /// the same finds out before it uses what it has read. A peer that is writing there now is waited for, not long.
     fn abandon(&mut self) {}
 
     /// Largest message in bytes that `send_slot` takes.
@@ -133,6 +133,22 @@ impl AnyLink {
     #[inline]
     pub fn torn(&self) -> bool {
         matches!(self, AnyLink::Shm(l) if l.torn())
+    }
+
+    /// See [`shm::ShmLink::claim`].
+    #[inline]
+    pub fn claim(&mut self) -> bool {
+        match self {
+            AnyLink::Shm(l) => l.claim(),
+            AnyLink::Other(_) => true,
+        }
+    }
+
+    /// See [`shm::ShmLink::disclaim`].
+    pub fn disclaim(&mut self) {
+        if let AnyLink::Shm(l) = self {
+            l.disclaim();
+        }
     }
 }
 

@@ -20,6 +20,11 @@ use crate::launch;
 /// A rank of which nothing is heard for so long hangs: it runs a few hundred calls a second.
 const HANG: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(2);
+/// A look that comes so much later than it should is late.
+const LATE: Duration = Duration::from_millis(100);
+/// A machine on which this process's looks were late by so much in all has no time for ranks either: that deadlines
+/// passed says nothing then.
+const STARVED: Duration = Duration::from_secs(3);
 /// Longest stop of a rank, and that of some: longer than a host is taken for dead.
 const STOP: Duration = Duration::from_millis(1500);
 const LONG_STOP: Duration = Duration::from_secs(8);
@@ -38,6 +43,8 @@ pub struct Outcome {
     pub leaks: u64,
     /// Errors without a fault that explains them, and ranks that ended.
     pub errors: u64,
+    /// Hangs and passed deadlines while the machine was starved: they end the round, and count for nothing.
+    pub starved: u64,
     /// Most memory that a rank gained between two quarters of a round, KiB.
     pub growth: i64,
     pub complaints: Vec<String>,
@@ -226,6 +233,8 @@ pub fn run(plan: &Plan, np: Option<usize>, logs: &Path) -> Result<Outcome> {
         outcome: Outcome::default(),
         broken: false,
         program,
+        looked: start,
+        late: Duration::ZERO,
     };
     while !round.over() {
         let mut wait = TICK;
@@ -267,17 +276,34 @@ struct Round<'a> {
     /// Something was made to fail.
     broken: bool,
     program: PathBuf,
+    /// The last look, and how late all of them were together.
+    looked: Instant,
+    late: Duration,
 }
 
 impl Round<'_> {
     fn over(&self) -> bool {
-        let stop = self.outcome.hangs + self.outcome.errors > 0;
+        let stop = self.outcome.hangs + self.outcome.errors + self.outcome.starved > 0;
         stop || self.ranks.0.iter().all(|r| r.ended)
     }
 
     fn complain(&mut self, rank: usize, what: &str) {
         let at = self.start.elapsed().as_secs_f64();
         self.outcome.complaints.push(format!("{at:.3} s, rank {rank}: {what}"));
+    }
+
+    /// One more deadline that passed, or the outcome of one.
+    fn expired(&mut self, rank: usize, what: &str, count: fn(&mut Outcome) -> &mut u64) {
+        if self.late < STARVED {
+            *count(&mut self.outcome) += 1;
+            return self.complain(rank, what);
+        }
+        self.outcome.starved += 1;
+        let late = self.late.as_secs_f64();
+        self.complain(
+            rank,
+            &format!("{what}; but the machine is starved: looks were late by {late:.1} s in all"),
+        );
     }
 
     fn hear(&mut self, rank: usize, line: &str) {
@@ -293,9 +319,12 @@ impl Round<'_> {
             Event::Trouble { code, text } => {
                 (r.heard, r.troubled) = (now, true);
                 let explained = self.broken && matches!(code.as_str(), "RemoteError" | "Aborted");
-                if !explained {
+                let what = format!("{code}: {text}");
+                if !explained && code == "Timeout" {
+                    self.expired(rank, &what, |o| &mut o.errors);
+                } else if !explained {
                     self.outcome.errors += 1;
-                    self.complain(rank, &format!("{code}: {text}"));
+                    self.complain(rank, &what);
                 }
             }
             Event::Calls { calls, delays } => {
@@ -427,6 +456,11 @@ impl Round<'_> {
 
     /// Ranks that ended, and ranks that hang.
     fn look(&mut self) {
+        let since = self.looked.elapsed();
+        if since > LATE {
+            self.late += since;
+        }
+        self.looked = Instant::now();
         for rank in 0..self.ranks.0.len() {
             let r = &mut self.ranks.0[rank];
             if r.ended {
@@ -434,13 +468,17 @@ impl Round<'_> {
             }
             if let Ok(Some(status)) = r.child.try_wait() {
                 r.ended = true;
-                if !r.killed && !status.success() {
+                let killed = r.killed;
+                let what = format!("ended: {status}; see its log");
+                // With 1 where it has met an error.
+                if !killed && status.code() == Some(1) {
+                    self.expired(rank, &what, |o| &mut o.errors);
+                } else if !killed && !status.success() {
                     self.outcome.errors += 1;
-                    self.complain(rank, &format!("ended: {status}; see its log"));
+                    self.complain(rank, &what);
                 }
             } else if r.stopped_until.is_none() && !r.killed && r.heard.elapsed() > HANG {
-                self.outcome.hangs += 1;
-                self.complain(rank, &format!("nothing moved for {} s", HANG.as_secs()));
+                self.expired(rank, &format!("nothing moved for {} s", HANG.as_secs()), |o| &mut o.hangs);
                 let status = Command::new(&self.program).arg("status").output();
                 let text =
                     status.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();

@@ -35,6 +35,9 @@ Faults: ranks that sleep before calls; ranks that are stopped (SIGSTOP) for up t
 killed, and the others shrink their communicator and go on; connections shut down, and the ranks
 join anew; communicators aborted while they are in use.
 
+A round in which deadlines pass while this program itself is not woken in time, by seconds, is cut
+short: the machine is starved. It counts neither as passed nor as failed.
+
 Exit status: 0 if all results were right, nothing hung and nothing leaked; else 1.")]
 pub struct StressArgs {
     /// Seed of the first round [default: from the clock]
@@ -68,6 +71,7 @@ struct Sums {
     hangs: u64,
     leaks: u64,
     errors: u64,
+    starved: u64,
     growth: i64,
     failed: Vec<u64>,
 }
@@ -106,7 +110,11 @@ pub fn main(a: &StressArgs) -> Result<u8> {
                 began.elapsed().as_secs_f64(),
                 if faults.is_empty() { "" } else { ", faults: " },
                 faults.join(", "),
-                if o.failed() { "FAILED" } else { "ok" }
+                match o.failed() {
+                    true => "FAILED",
+                    false if o.starved > 0 => "cut short: the machine is starved",
+                    false => "ok",
+                }
             ),
         );
         if o.failed() {
@@ -156,6 +164,7 @@ impl Sums {
         self.hangs += o.hangs;
         self.leaks += o.leaks;
         self.errors += o.errors;
+        self.starved += u64::from(o.starved > 0);
         self.growth = self.growth.max(o.growth);
     }
 
@@ -174,6 +183,7 @@ impl Sums {
                 "hangs": self.hangs,
                 "leaks": self.leaks,
                 "errors": self.errors,
+                "starved": self.starved,
                 "growth_kib": self.growth,
                 "failed_seeds": self.failed,
             });
@@ -198,5 +208,8 @@ impl Sums {
                 self.growth
             ),
         );
+        if self.starved > 0 {
+            say(false, &format!("rounds cut short because the machine was starved: {}", self.starved));
+        }
     }
 }
