@@ -15,7 +15,7 @@ const CALLS: u32 = 6;
 const FEW_TILES: u32 = 2;
 const FEW_OPS: usize = 4096;
 /// Where ranks share cores, ops take so much longer, as a mean share: else cores would go on in step for ever.
-const UNSTEADY: f64 = 0.2;
+const UNSTEADY: f64 = 0.05;
 
 /// Predicts calls of one communicator. Schedules are built once.
 pub struct Predictor {
@@ -151,8 +151,8 @@ impl Predictor {
     /// Fits the machine's numbers to runs of this communicator, and writes into each what is predicted then.
     ///
     /// First a few factors (of the switch between ranks on a core, of latencies, of costs by message) to the
-    /// runs of small calls: what is made small is the mean of |ln(predicted / measured)|. Then what large buffers do:
-    /// `stretch` and `memory`, of every size by itself, by the mean square.
+    /// runs of small calls, then what large buffers do. What is made small is the mean of
+    /// |ln(predicted / measured)|. For large calls that is `stretch` and `memory`, of every size by itself.
     pub fn fit(&mut self, runs: &mut [Run]) -> Result<()> {
         const SMALL: u64 = 32 << 10;
         let small: Vec<Run> = runs.iter().filter(|r| r.bytes <= SMALL).cloned().collect();
@@ -176,10 +176,9 @@ impl Predictor {
                     here.iter().map(|r| self.ns(&r.choice, r.bytes)).collect::<Result<_>>()?;
                 for share in 0..20 {
                     let more = least * f64::from(share) / 20.0;
-                    // Squared: better all somewhat off than one of them far.
-                    let off = played.iter().zip(&here).map(|(p, r)| ((p + more) / r.measured).ln().powi(2));
+                    let off = played.iter().zip(&here).map(|(p, r)| ((p + more) / r.measured).ln().abs());
                     // Of equally good ones the one nearest to nothing.
-                    let off = (off.sum::<f64>() / here.len() as f64).sqrt() + 0.01 * factor.ln().abs();
+                    let off = off.sum::<f64>() / here.len() as f64 + 0.01 * factor.ln().abs();
                     if off < best.0 {
                         best = (off, factor, more);
                     }
@@ -227,19 +226,23 @@ impl Predictor {
             },
             |m, f| m.across.recv = m.across.recv.scaled(f),
         ];
+        // How far each has been turned, as a logarithm. What was measured by itself is not given up for little.
+        const STRAYS: f64 = 0.03;
+        let mut turned = [0.0f64; KNOBS.len()];
         let mut best = self.off(runs)?;
         for step in [4.0, 2.0, 1.4, 1.15, 1.05] {
             for _ in 0..6 {
                 let before = best;
-                for knob in KNOBS {
+                for (i, knob) in KNOBS.into_iter().enumerate() {
                     for factor in [step, 1.0 / step] {
-                        let old = self.model.machine.clone();
+                        let (old, so_far) = (self.model.machine.clone(), turned[i]);
                         knob(&mut self.model.machine, factor);
-                        let off = self.off(runs)?;
+                        turned[i] += factor.ln();
+                        let off = self.off(runs)? + STRAYS * turned.iter().map(|t| t.abs()).sum::<f64>();
                         if off < best * 0.999 {
                             best = off;
                         } else {
-                            self.model.machine = old;
+                            (self.model.machine, turned[i]) = (old, so_far);
                         }
                     }
                 }

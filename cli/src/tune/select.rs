@@ -5,6 +5,8 @@ use graccl::{Collective, Result};
 
 use super::bench::{Bench, Effort};
 
+/// What is priced within so many times of the cheapest is measured, however good predictions seem to be.
+const FAR: f64 = 3.0;
 /// Candidates in a race.
 const MOST: usize = 20;
 /// A choice this near to the best is kept from one size to the next: fewer rows, and no rows that only noise
@@ -126,7 +128,8 @@ fn candidates(
     list.extend(last);
     let cheapest = priced.first().map_or(0.0, |c| c.ns);
     // Either may be off, in either direction.
-    let near = || priced.iter().filter(|c| c.ns <= cheapest * uncertain * uncertain);
+    let far = (uncertain * uncertain).max(FAR) * cheapest;
+    let near = || priced.iter().filter(|c| c.ns <= far);
     let mut algorithms = Vec::new();
     for c in near() {
         if !algorithms.contains(&c.choice.algorithm.name) {
