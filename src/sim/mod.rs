@@ -198,10 +198,22 @@ impl Sim {
         largest.div_ceil(u128::from(message.max(1))).clamp(1, 1 << 24) as u32
     }
 
+    /// Ops of all played ranks, for one tile.
+    pub fn ops(&self) -> usize {
+        self.net.ops.len()
+    }
+
     /// Plays it. `InvalidArgument` for machines and shapes that make no sense, for noise with a symmetry, and for
     /// schedules that deadlock at the machine's depths.
     pub fn play(&self, machine: &Machine, shape: Shape, noise: &Noise) -> Result<Report> {
-        Player::new(&self.net, machine, shape, noise)?.play()
+        Player::new(&self.net, machine, shape, noise, 1)?.play()
+    }
+
+    /// Plays so many calls, each rank beginning the next one as soon as it has ended the last, as a loop
+    /// that measures does. What each call took on the rank on which it took longest, ns: where ranks share cores that
+    /// may be less than what one call alone takes, since who has ended a call has a core to begin the next one.
+    pub fn in_a_row(&self, machine: &Machine, shape: Shape, noise: &Noise, calls: u32) -> Result<Vec<f64>> {
+        Player::new(&self.net, machine, shape, noise, calls)?.in_a_row()
     }
 
     /// Like [`play`](Sim::play) without noise, but of many tiles only some are played, twice, until the difference

@@ -88,6 +88,9 @@ struct Rank {
     free: f64,
     path: Path,
     left: u32,
+    /// Calls that it has not ended, and its cursors.
+    calls: u32,
+    cursors: (u32, u32),
     busy: f64,
     started: bool,
 }
@@ -144,6 +147,9 @@ pub struct Player<'a> {
     /// `costs[piece][tile length]`: tiles as floor gives them, one line longer, the last.
     costs: Vec<[Costs; 3]>,
     ends: Vec<f64>,
+    calls: u32,
+    /// What each call took on the slowest rank.
+    took: Vec<f64>,
     messages: u64,
     slow: Vec<f64>,
 }
@@ -156,7 +162,14 @@ fn level(machine: &Machine, across: bool) -> &Level {
 }
 
 impl<'a> Player<'a> {
-    pub fn new(net: &'a Net, machine: &'a Machine, shape: Shape, noise: &'a Noise) -> Result<Player<'a>> {
+    /// For `calls` calls one after the other: each rank begins the next one when it has ended the last.
+    pub fn new(
+        net: &'a Net,
+        machine: &'a Machine,
+        shape: Shape,
+        noise: &'a Noise,
+        calls: u32,
+    ) -> Result<Player<'a>> {
         machine.check()?;
         noise.check(net.ranks)?;
         if shape.tiles == 0 || shape.ways == 0 {
@@ -171,6 +184,7 @@ impl<'a> Player<'a> {
         let shape = Shape { ways, ..shape };
         let mut cursors = Vec::with_capacity(net.lanes.len() * ways as usize);
         let mut left = vec![0; net.played];
+        let mut own = vec![(0, 0); net.played];
         for (l, lane) in net.lanes.iter().enumerate() {
             for way in 0..ways {
                 let (rank, lane_number) = (lane.rank, l as u32);
@@ -186,13 +200,18 @@ impl<'a> Player<'a> {
                 });
                 left[rank as usize] += u32::from(lane.ops > 0);
             }
+            let (first, end) = &mut own[lane.rank as usize];
+            if *end == 0 {
+                *first = cursors.len() as u32 - ways;
+            }
+            *end = cursors.len() as u32;
         }
         let mut channels = Vec::with_capacity(net.channels.len() * ways as usize);
         let mut slots = 0u64;
         for c in &net.channels {
             for way in 0..ways {
                 let tiles = u64::from((shape.tiles - way).div_ceil(ways));
-                let most = u64::from(c.messages) * tiles;
+                let most = u64::from(c.messages) * tiles * u64::from(calls);
                 let depth = most.min(u64::from(level(machine, c.across).depth)) as u32;
                 let first = slots as u32;
                 slots += u64::from(depth);
@@ -228,10 +247,13 @@ impl<'a> Player<'a> {
             free: 0.0,
             path: Path::default(),
             left: 0,
+            calls,
+            cursors: (0, 0),
             busy: 0.0,
             started: false,
         };
-        let ranks = left.into_iter().map(|left| Rank { left, ..rank.clone() }).collect();
+        let ranks = left.into_iter().zip(own);
+        let ranks = ranks.map(|(left, cursors)| Rank { left, cursors, ..rank.clone() }).collect();
         let links = [&machine.inside, &machine.across];
         let most = net.host_sizes.iter().copied().max().unwrap_or(1);
         let links = links.map(|l| if l.links == 0 { most } else { l.links.min(most) });
@@ -263,6 +285,8 @@ impl<'a> Player<'a> {
             trunk: [vec![Gate::default(); under], vec![Gate::default(); under]],
             costs: Vec::new(),
             ends: vec![0.0; net.played],
+            calls,
+            took: vec![0.0; calls as usize],
             messages: 0,
             slow,
         };
@@ -340,6 +364,17 @@ impl<'a> Player<'a> {
 
     /// Plays to the end.
     pub fn play(mut self) -> Result<Report> {
+        self.run()?;
+        Ok(self.report())
+    }
+
+    /// Plays to the end. What each call took on the rank on which it took longest.
+    pub fn in_a_row(mut self) -> Result<Vec<f64>> {
+        self.run()?;
+        Ok(self.took)
+    }
+
+    fn run(&mut self) -> Result<()> {
         let mut late = vec![0.0; self.net.played];
         for &(rank, ns) in &self.noise.late {
             late[rank] = ns;
@@ -350,10 +385,6 @@ impl<'a> Player<'a> {
                 self.push(late[rank as usize], Kind::Wake, c);
             }
         }
-        for (rank, end) in self.ends.iter_mut().enumerate() {
-            // Ranks that have nothing to do call, too.
-            *end = late[rank] + self.machine.call;
-        }
         while let Some(Reverse(event)) = self.heap.pop() {
             self.now = f64::from_bits(event.at);
             match event.kind {
@@ -362,9 +393,15 @@ impl<'a> Player<'a> {
                 Kind::Depart | Kind::Climb | Kind::Descend | Kind::Enter => self.pass(event.kind, event.id),
             }
         }
+        for (rank, end) in self.ends.iter_mut().enumerate() {
+            if self.ranks[rank].calls == self.calls {
+                // Ranks that have nothing to do call, too.
+                *end = late[rank] + self.machine.call;
+            }
+        }
         match self.ranks.iter().any(|r| r.left > 0) {
             true => Err(self.deadlock()),
-            false => Ok(self.report()),
+            false => Ok(()),
         }
     }
 
@@ -552,7 +589,9 @@ impl<'a> Player<'a> {
         let r = &mut self.ranks[rank as usize];
         if over {
             r.left -= 1;
-            self.ends[rank as usize] = self.now;
+            if r.left == 0 {
+                self.call_ends(rank);
+            }
         } else {
             let others = std::mem::take(&mut r.ready);
             // So that it is found alone, or not at all.
@@ -567,6 +606,30 @@ impl<'a> Player<'a> {
         } else {
             self.dispatch(rank);
         }
+    }
+
+    /// The rank begins its next call, if there is one.
+    fn call_ends(&mut self, rank: u32) {
+        let r = &mut self.ranks[rank as usize];
+        let took = &mut self.took[(self.calls - r.calls) as usize];
+        let end = std::mem::replace(&mut self.ends[rank as usize], self.now);
+        *took = took.max(self.now - end);
+        r.calls -= 1;
+        if r.calls == 0 {
+            return;
+        }
+        r.started = false;
+        // So that what is ready waits for the others to be looked at.
+        r.running = Some(r.cursors.0);
+        for cursor in r.cursors.0..r.cursors.1 {
+            let c = &mut self.cursors[cursor as usize];
+            c.tile = c.way;
+            if self.net.lanes[c.lane as usize].ops > 0 {
+                self.ranks[rank as usize].left += 1;
+                self.check(cursor);
+            }
+        }
+        self.ranks[rank as usize].running = None;
     }
 
     /// The rank has nothing to do: another one takes its core.

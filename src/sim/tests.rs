@@ -42,6 +42,30 @@ fn closed_forms_hold_exactly() {
     }
 }
 
+/// With a core for every rank each of many calls takes what one alone takes.
+#[test]
+fn calls_in_a_row_take_what_one_takes() {
+    let machine = Machine { call: 50.0, ..Machine::alpha_beta(ALPHA, BETA, GAMMA) };
+    for name in ["ring", "direct", "recursive_doubling", "halving_doubling"] {
+        let sim = Sim::of(find(name), &Groups::flat(8), 0, Symmetry::None).unwrap();
+        let shape = shape(8 * 6400, 2, 2);
+        let alone = sim.play(&machine, shape, &Noise::default()).unwrap().ns;
+        let all = sim.in_a_row(&machine, shape, &Noise::default(), 5).unwrap();
+        assert_eq!(all.len(), 5);
+        all.into_iter().for_each(|ns| close(ns, alone));
+    }
+}
+
+/// Two ranks on one core that exchange a message: who gets the core ends two calls, of which the first waited for the
+/// other rank's turn. So two turns are two calls, and the slower rank's call takes both turns.
+#[test]
+fn calls_in_a_row_on_one_core() {
+    let machine = Machine { cores: Some(1), switch: 1000.0, ..Machine::alpha_beta(0.0, 0.0, 0.0) };
+    let sim = Sim::of(find("recursive_doubling"), &Groups::flat(2), 0, Symmetry::None).unwrap();
+    let all = sim.in_a_row(&machine, shape(64, 1, 1), &Noise::default(), 6).unwrap();
+    all.into_iter().for_each(|ns| close(ns, 2000.0));
+}
+
 #[test]
 fn the_path_counts_steps_and_adds_up() {
     let machine = Machine::alpha_beta(ALPHA, BETA, GAMMA);

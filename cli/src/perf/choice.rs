@@ -1,5 +1,7 @@
 //! How good the choice of an algorithm is, measured beside the others.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::table::{Row, number};
@@ -14,6 +16,8 @@ pub struct Verdict {
     chosen_us: f64,
     best: String,
     best_us: f64,
+    /// All that were compared: the algorithm that was asked for, and us.
+    all: Vec<(&'static str, f64)>,
 }
 
 impl Verdict {
@@ -29,6 +33,7 @@ impl Verdict {
             chosen_us,
             best: best.plan.clone(),
             best_us,
+            all: both().map(|(r, &us)| (r.beside.unwrap_or("auto"), us)).collect(),
         })
     }
 
@@ -52,7 +57,7 @@ impl Verdict {
     pub fn json(&self) -> Value {
         json!({
             "chosen": self.chosen, "chosen_us": self.chosen_us, "best": self.best, "best_us": self.best_us,
-            "ratio": self.ratio(),
+            "ratio": self.ratio(), "all_us": self.all.iter().copied().collect::<BTreeMap<_, _>>(),
         })
     }
 }
@@ -131,6 +136,7 @@ mod tests {
             let rows = [row(None), row(Some("ring")), row(Some("tree"))];
             let v = Verdict::of(&rows, &[chosen, ring, tree]).unwrap();
             assert_eq!((v.ratio(), v.best.as_str()), (ratio, best));
+            assert_eq!(v.json()["all_us"], json!({ "auto": chosen, "ring": ring, "tree": tree }));
             tally.add(&v);
         }
         assert!(Verdict::of(&[row(Some("ring"))], &[1.0]).is_none());

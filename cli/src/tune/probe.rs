@@ -154,14 +154,16 @@ impl Pair<'_> {
 /// What a level costs: for each of [`SIZES`] `send`, `recv` and `link`, and behind them the latency.
 type Costs = [f64; 3 * SIZES.len() + 1];
 
-/// Measures a level with two ranks that are at it.
-fn measure(pair: &mut Pair, own: &Machine, across: bool) -> Result<Costs> {
+/// Measures a level with two ranks that are at it. The receiver may work while the sender still does (a socket's sender
+/// does in its call what wakes the receiver, and more), so both together may be more than a message takes. Where cores
+/// have somebody else to serve, `crowded`, their work counts; else the message's time.
+fn measure(pair: &mut Pair, own: &Machine, across: bool, crowded: bool) -> Result<Costs> {
     let direct = Algorithm::by_name(Collective::Broadcast, "direct").expect("it is built in");
     // A message is one message, whatever its size.
     pair.comm.force(Some(Choice { algorithm: direct, ways: 1, message: 1 << 20 }))?;
     let fixed = own.call + own.op;
     let mut costs = [0.0; 3 * SIZES.len() + 1];
-    let mut latency = 0.0;
+    let (mut latency, mut works) = (0.0, [0.0; SIZES.len()]);
     // Largest first: that tells whether there is a link that limits, ns per byte. Inside a host there is none.
     let mut gap = 0.0;
     for (i, bytes) in SIZES.into_iter().enumerate().rev() {
@@ -175,6 +177,7 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool) -> Result<Costs> {
             // counts.
             gap = stream.min(pair.stream(bytes, times * 2)?) / bytes as f64;
         }
+        works[i] = (late - fixed - own.copy.at(bytes as f64)).max(0.0);
         let send = (sends - fixed).max(0.0).min(0.9 * way);
         let link = gap * bytes as f64;
         let mut rest = way - fixed - send - own.op - own.copy.at(bytes as f64);
@@ -187,8 +190,11 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool) -> Result<Costs> {
         }
         costs[3 * i..3 * i + 3].copy_from_slice(&[send, rest, link]);
     }
-    for c in costs[..3 * SIZES.len()].chunks_mut(3) {
+    for (c, work) in costs[..3 * SIZES.len()].chunks_mut(3).zip(works) {
         c[1] = (c[1] - latency).max(0.0);
+        if crowded {
+            c[1] = c[1].max(work);
+        }
     }
     costs[3 * SIZES.len()] = latency;
     pair.comm.force(None)?;
@@ -248,6 +254,13 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     // Not those that a pinned rank may use count.
     // SAFETY: a plain library call.
     let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as u32;
+    // Hosts of the same name are one machine that plays several: they share its cores.
+    let names = bench.job.gather(&host_name())?;
+    let here: Vec<usize> = (0..names.len()).filter(|&r| names[r] == names[0]).collect();
+    if here.len() as u32 > cores {
+        (m.cores, m.switch) = (Some(cores), SWITCH);
+        m.core_hosts = here.iter().map(|&r| hosts[r]).max().unwrap_or(0) + 1;
+    }
     let mut levels = [None, None];
     let kinds = ["inside a host", "between hosts"];
     for ((slot, pair), kind) in levels.iter_mut().zip(pairs(&hosts, cores)).zip(kinds) {
@@ -257,7 +270,7 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
         let mut costs = [0.0; 3 * SIZES.len() + 1];
         if let Some(two) = &two {
             let mut pair = Pair { comm: two, buffer: vec![0; 1 << 20], clock: clock() };
-            costs = measure(&mut pair, &m, hosts[a] != hosts[b])?;
+            costs = measure(&mut pair, &m, hosts[a] != hosts[b], m.cores.is_some())?;
         }
         all.broadcast(&mut costs, a)?;
         *slot = Some(level(&costs)?);
@@ -268,13 +281,6 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     }
     if let Some(l) = across.or(inside) {
         m.across = l;
-    }
-    // Hosts of the same name are one machine that plays several: they share its cores.
-    let names = bench.job.gather(&host_name())?;
-    let here: Vec<usize> = (0..names.len()).filter(|&r| names[r] == names[0]).collect();
-    if here.len() as u32 > cores {
-        (m.cores, m.switch) = (Some(cores), SWITCH);
-        m.core_hosts = here.iter().map(|&r| hosts[r]).max().unwrap_or(0) + 1;
     }
     Ok(Model::new(m))
 }

@@ -1,19 +1,27 @@
 //! The choices for one collective: priced by the simulator, and measured where it cannot tell.
 
-use graccl::tune::{self, Choice, Place, Predictor, Table};
+use graccl::tune::{self, Candidate, Choice, Place, Predictor, Table};
 use graccl::{Collective, Result};
 
 use super::bench::{Bench, Effort};
 
-/// Candidates that are measured for a size.
-const MOST: usize = 16;
+/// What is priced within so many times of the cheapest is measured, however good predictions seem to be.
+const FAR: f64 = 3.0;
+/// Candidates in a race.
+const MOST: usize = 20;
 /// A choice this near to the best is kept from one size to the next: fewer rows, and no rows that only noise
 /// made.
 const SAME: f64 = 1.03;
 
-/// From this size on, bytes, a choice that took so many times as long as the best for the size before has lost.
+/// From this size on, bytes, a choice that took so many times as long as the best is not tried for larger ones.
 const LARGE: u64 = 4 << 20;
 const LOST: f64 = 1.5;
+
+/// Of a first race the best algorithms, so many and so near to the best, race again in all their forms.
+const BEST: usize = 3;
+const NEAR: f64 = 1.2;
+/// Of the time that is left for a collective, a race's rounds have so much.
+const SHARE: f64 = 0.2;
 
 /// Chooses for sizes up to `most`, in about as many seconds.
 pub fn choose(
@@ -48,14 +56,26 @@ pub fn choose(
             break;
         }
         let last = chosen.last().map(|c| c.1);
-        let mut candidates = candidates(bench, predictor, collective, bytes, last, uncertain)?;
-        if bytes > LARGE {
-            candidates.retain(|c| !lost.contains(c));
-        }
-        let times = race(bench, collective, bytes, &candidates, left)?;
+        let priced = match bench.rank() {
+            0 => predictor.candidates(collective, bytes)?,
+            _ => Vec::new(),
+        };
+        let mut first = candidates(bench, &priced, collective, bytes, last, uncertain)?;
+        first.retain(|c| !lost.contains(c));
+        let times = race(bench, collective, bytes, &first, left)?;
         let least = times.iter().copied().fold(f64::INFINITY, f64::min);
-        lost.extend(candidates.iter().zip(&times).filter(|(_, t)| **t > LOST * least).map(|(c, _)| *c));
-        chosen.push((bytes, best(&candidates, &times, last)));
+        if bytes >= LARGE {
+            lost.extend(first.iter().zip(&times).filter(|(_, t)| **t > LOST * least).map(|(c, _)| *c));
+        }
+        let second = forms(bench, &priced, collective, &first, &times)?;
+        let left = bench.left()? - end;
+        chosen.push((
+            bytes,
+            match second.len() > 1 && left > 0.0 {
+                true => best(&second, &race(bench, collective, bytes, &second, left)?, last),
+                false => best(&first, &times, last),
+            },
+        ));
     }
     // Between two sizes with different choices there may be room for a better border.
     let mut rows: Vec<(u64, Choice)> = Vec::new();
@@ -93,11 +113,12 @@ pub fn choose(
     Ok(table)
 }
 
-/// What may be the best for a size: what the simulator prices near the cheapest, the best form of every algorithm
-/// that is not far off, what is built in, and what was chosen for the size before. The same on all ranks.
+/// What may be the best for a size: what is built in, what was chosen for the size before, the best form of every
+/// algorithm that the simulator does not price far off, and the form that an algorithm has where it is named. The
+/// same on all ranks.
 fn candidates(
-    bench: &mut Bench,
-    predictor: &mut Predictor,
+    bench: &Bench,
+    priced: &[Candidate],
     collective: Collective,
     bytes: u64,
     last: Option<Choice>,
@@ -105,33 +126,57 @@ fn candidates(
 ) -> Result<Vec<Choice>> {
     let mut list: Vec<Choice> = vec![tune::choose(collective, &bench.layout, Some(bytes as usize))];
     list.extend(last);
-    if bench.rank() == 0 {
-        let priced = predictor.candidates(collective, bytes)?;
-        let cheapest = priced.first().map_or(0.0, |c| c.ns);
-        let mut algorithms = Vec::new();
-        let (mut first, mut more) = (Vec::new(), Vec::new());
-        for c in priced {
-            let new = !algorithms.contains(&c.choice.algorithm.name);
+    let cheapest = priced.first().map_or(0.0, |c| c.ns);
+    // Either may be off, in either direction.
+    let far = (uncertain * uncertain).max(FAR) * cheapest;
+    let near = || priced.iter().filter(|c| c.ns <= far);
+    let mut algorithms = Vec::new();
+    for c in near() {
+        if !algorithms.contains(&c.choice.algorithm.name) {
             algorithms.push(c.choice.algorithm.name);
-            // Either may be off, in either direction.
-            if c.ns <= cheapest * uncertain * uncertain {
-                if new { &mut first } else { &mut more }.push(c.choice);
-            }
+            list.push(c.choice);
         }
-        list.extend(first);
-        list.extend(more);
     }
+    for c in near() {
+        let named = tune::forced(&bench.layout, c.choice.algorithm);
+        // Where there are few tiles, it is one of the others.
+        list.extend((c.choice == named).then_some(named));
+    }
+    share(bench, collective, list)
+}
+
+/// The best of a race, in all the forms that are priced for them. The same on all ranks.
+fn forms(
+    bench: &Bench,
+    priced: &[Candidate],
+    collective: Collective,
+    raced: &[Choice],
+    times: &[f64],
+) -> Result<Vec<Choice>> {
+    let least = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let mut order: Vec<(Choice, f64)> = raced.iter().copied().zip(times.iter().copied()).collect();
+    order.sort_by(|a, b| a.1.total_cmp(&b.1));
+    order.retain(|o| o.1 <= NEAR * least);
+    let mut algorithms: Vec<&str> = Vec::new();
+    for (c, _) in &order {
+        if algorithms.len() < BEST && !algorithms.contains(&c.algorithm.name) {
+            algorithms.push(c.algorithm.name);
+        }
+    }
+    order.retain(|o| algorithms.contains(&o.0.algorithm.name));
+    let others = priced.iter().map(|c| c.choice).filter(|c| algorithms.contains(&c.algorithm.name));
+    share(bench, collective, order.iter().map(|o| o.0).chain(others).collect())
+}
+
+/// Rank 0's list on all ranks: what differs, and not more than [`MOST`].
+fn share(bench: &Bench, collective: Collective, list: Vec<Choice>) -> Result<Vec<Choice>> {
     let mut unlike: Vec<Choice> = Vec::new();
     for c in list {
         if !unlike.contains(&c) && unlike.len() < MOST {
             unlike.push(c);
         }
     }
-    share(bench, collective, unlike)
-}
-
-/// Rank 0's list on all ranks.
-fn share(bench: &Bench, collective: Collective, list: Vec<Choice>) -> Result<Vec<Choice>> {
+    let list = unlike;
     let all: Vec<_> = graccl::schedule::algorithms_of(collective).collect();
     let mut numbers = [0i64; 3 * MOST + 1];
     if bench.rank() == 0 {
@@ -148,7 +193,7 @@ fn share(bench: &Bench, collective: Collective, list: Vec<Choice>) -> Result<Vec
         .collect())
 }
 
-/// What they take, ns. A third of the seconds that are `left` is for the rounds.
+/// What they take, ns.
 fn race(
     bench: &mut Bench,
     collective: Collective,
@@ -156,7 +201,7 @@ fn race(
     choices: &[Choice],
     left: f64,
 ) -> Result<Vec<f64>> {
-    bench.compare(collective, bytes as usize, choices, Effort { seconds: left.max(0.0) / 3.0, race: true })
+    bench.compare(collective, bytes as usize, choices, Effort { seconds: left.max(0.0) * SHARE, race: true })
 }
 
 /// The fastest of them; `last` if that is as good.
