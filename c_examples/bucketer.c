@@ -7,9 +7,9 @@
  *
  * MODEL.csv has a line `tensor,elements,type,ready_us,forward_us` and then one for each gradient, in the order of
  * the backward pass (docs/plan.md). The pass is played: each gradient is written when its time has come. The
- * program sleeps until then, as one that waits for a GPU; with `spin` it keeps its core busy. SPEED 2 plays it
- * twice as fast. With `late` each layer of the next forward pass waits for its own gradients only. The last words let
- * gradients travel between hosts in that type.
+ * program sleeps until then, as one that waits for a GPU; with `spin` each layer keeps its core busy for that long.
+ * SPEED 2 plays it twice as fast. With `late` each layer of the next forward pass waits for its own gradients only. The
+ * last words let gradients travel between hosts in that type.
  */
 #define _POSIX_C_SOURCE 199309L /* clock_gettime, nanosleep */
 #include <stdio.h>
@@ -28,7 +28,7 @@
         }                                                                  \
     } while (0)
 
-enum { MAX = 2048, WARM = 6 };
+enum { MAX = 2048, WARM = 10 };
 
 static graccl_tensor_t tensors[MAX];
 static double ready[MAX], layer[MAX], forward; /* seconds; layer: see MODEL.csv's forward_us */
@@ -69,16 +69,27 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Stands for computing until then. */
-static void compute_until(double when)
+/* What this thread has had of a core. */
+static double used(void)
 {
-    double left;
-    while ((left = when - now()) > 0) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Stands for computing so long. *clock is when that began, and then when it is over: a late end of one layer's sleep is
+ * no reason to end the next one late. */
+static void compute(double seconds, double *clock)
+{
+    double left, until = used() + seconds;
+    *clock += seconds;
+    while (spin ? used() < until : (left = *clock - now()) > 0) {
         if (!spin) {
             struct timespec t = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
             nanosleep(&t, NULL);
         }
     }
+    if (spin) *clock = now();
 }
 
 static void check(graccl_bucketer_t *bucketer, size_t i, double want)
@@ -115,11 +126,11 @@ static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, doubl
     *predicted = 0;
     for (int step = 0; step < WARM + steps; step++) {
         graccl_step_times_t times;
-        double began = now(), start = began + (late ? 0 : forward), want = step + 0.5 * (size - 1);
-        compute_until(start);
+        double began = now(), clock = began, want = step + 0.5 * (size - 1);
+        if (!late) compute(forward, &clock);
         for (size_t i = 0; i < count; i++) {
             float *gradient;
-            compute_until(start + ready[i]);
+            compute(ready[i] - (i > 0 ? ready[i - 1] : 0), &clock);
             CHECK(graccl_bucketer_gradient(bucketer, i, (void **)&gradient));
             gradient[0] = (float)(rank + step);
             CHECK(graccl_bucketer_mark_ready(bucketer, i));
@@ -130,7 +141,8 @@ static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, doubl
             for (size_t i = count; i-- > 0;) {
                 CHECK(graccl_bucketer_wait(bucketer, i));
                 check(bucketer, i, want);
-                compute_until(now() + layer[i]);
+                clock = now();
+                compute(layer[i], &clock);
             }
         }
         CHECK(graccl_bucketer_finish_step(bucketer, &times));

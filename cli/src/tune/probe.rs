@@ -161,7 +161,7 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool) -> Result<Costs> {
     pair.comm.force(Some(Choice { algorithm: direct, ways: 1, message: 1 << 20 }))?;
     let fixed = own.call + own.op;
     let mut costs = [0.0; 3 * SIZES.len() + 1];
-    let mut latency = 0.0;
+    let (mut latency, mut there) = (0.0, [0.0; SIZES.len()]);
     // Largest first: that tells whether there is a link that limits, ns per byte. Inside a host there is none.
     let mut gap = 0.0;
     for (i, bytes) in SIZES.into_iter().enumerate().rev() {
@@ -185,10 +185,15 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool) -> Result<Costs> {
         if rest > link {
             rest -= link;
         }
+        there[i] = (late - fixed - own.copy.at(bytes as f64)).max(0.0);
         costs[3 * i..3 * i + 3].copy_from_slice(&[send, rest, link]);
     }
-    for c in costs[..3 * SIZES.len()].chunks_mut(3) {
+    for (c, there) in costs.chunks_exact_mut(3).zip(there) {
         c[1] = (c[1] - latency).max(0.0);
+        if gap > 0.0 {
+            // The end of a message that a link lets pass in part is no work of the receiver's.
+            c[1] = c[1].min(there);
+        }
     }
     costs[3 * SIZES.len()] = latency;
     pair.comm.force(None)?;
