@@ -289,7 +289,7 @@ fn examples_of_every_area_run_with_1_2_and_4_ranks() {
 fn bucketer_example_plays_a_model() {
     let program = build("cc", &example("bucketer.c"), Library::Shared);
     let model = Path::new(ROOT).join("src/plan/data/alexnet.csv");
-    for (size, more) in [(1, &[][..]), (2, &[]), (2, &["late"]), (2, &["int8", "spin"])] {
+    for (size, more) in [(1, &[][..]), (2, &[]), (2, &["late", "int8"])] {
         let mut ranks = job(&program, size);
         for rank in &mut ranks {
             // Few steps, much faster than life.
