@@ -3,12 +3,13 @@
  * times, beside one bucket, one for each tensor, and buckets of 25 MB.
  *
  *   cc bucketer.c $(pkg-config --cflags --libs graccl) -o bucketer
- *   graccl run -n 2 -- ./bucketer MODEL.csv [STEPS] [SPEED] [spin]
+ *   graccl run -n 2 -- ./bucketer MODEL.csv [STEPS [SPEED]] [spin] [late] [half|bfloat16|int8]
  *
  * MODEL.csv has a line `tensor,elements,type,ready_us,forward_us` and then one for each gradient, in the order of
  * the backward pass (docs/plan.md). The pass is played: each gradient is written when its time has come. The
- * program sleeps until then, as one that waits for a GPU; with `spin` it keeps its core busy. SPEED 2 plays it
- * twice as fast.
+ * program sleeps until then, as one that waits for a GPU; with `spin` each layer keeps its core busy for that long.
+ * SPEED 2 plays it twice as fast. With `late` each layer of the next forward pass waits for its own gradients only. The
+ * last words let gradients travel between hosts in that type.
  */
 #define _POSIX_C_SOURCE 199309L /* clock_gettime, nanosleep */
 #include <stdio.h>
@@ -27,12 +28,12 @@
         }                                                                  \
     } while (0)
 
-enum { MAX = 2048, WARM = 6 };
+enum { MAX = 2048, WARM = 10 };
 
 static graccl_tensor_t tensors[MAX];
-static double ready[MAX], forward; /* seconds */
+static double ready[MAX], layer[MAX], forward; /* seconds; layer: see MODEL.csv's forward_us */
 static size_t count;
-static int spin;
+static int spin, late, wire = GRACCL_UNSET;
 
 static void die(const char *what)
 {
@@ -53,8 +54,9 @@ static void read_model(const char *path, double speed)
         if (count == MAX) die("too many tensors");
         tensors[count].count = (size_t)elements;
         tensors[count].data_type = GRACCL_FLOAT32;
-        ready[count++] = ready_us * 1e-6 / speed;
-        if (got == 4) forward += forward_us * 1e-6 / speed;
+        ready[count] = ready_us * 1e-6 / speed;
+        layer[count] = got == 4 ? forward_us * 1e-6 / speed : 0;
+        forward += layer[count++];
     }
     fclose(file);
     if (count == 0) die("no tensors in the model file");
@@ -67,16 +69,36 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Stands for computing until then. */
-static void compute_until(double when)
+/* What this thread has had of a core. */
+static double used(void)
 {
-    double left;
-    while ((left = when - now()) > 0) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Stands for computing so long. *clock is when that began, and then when it is over: a late end of one layer's sleep is
+ * no reason to end the next one late. */
+static void compute(double seconds, double *clock)
+{
+    double left, until = used() + seconds;
+    *clock += seconds;
+    while (spin ? used() < until : (left = *clock - now()) > 0) {
         if (!spin) {
             struct timespec t = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
             nanosleep(&t, NULL);
         }
     }
+    if (spin) *clock = now();
+}
+
+static void check(graccl_bucketer_t *bucketer, size_t i, double want)
+{
+    float *gradient;
+    CHECK(graccl_bucketer_gradient(bucketer, i, (void **)&gradient));
+    /* What travels as another type is rounded. */
+    double off = (double)gradient[0] - want, most = wire == GRACCL_UNSET ? 0 : 0.01 * want;
+    if (!(off <= most && off >= -most)) die("a gradient is wrong");
 }
 
 static int by_value(const void *a, const void *b)
@@ -96,27 +118,35 @@ static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, doubl
     if (taken == NULL) die("out of memory");
     config.fusion = fusion;
     config.threshold = 25 << 20;
+    config.late = late;
+    config.wire = wire;
     CHECK(graccl_comm_rank(comm, &rank));
     CHECK(graccl_comm_size(comm, &size));
     CHECK(graccl_bucketer_create(&bucketer, tensors, count, &config, comm));
     *predicted = 0;
     for (int step = 0; step < WARM + steps; step++) {
         graccl_step_times_t times;
-        double began = now();
-        compute_until(began + forward);
+        double began = now(), clock = began, want = step + 0.5 * (size - 1);
+        if (!late) compute(forward, &clock);
         for (size_t i = 0; i < count; i++) {
             float *gradient;
-            compute_until(began + forward + ready[i]);
+            compute(ready[i] - (i > 0 ? ready[i - 1] : 0), &clock);
             CHECK(graccl_bucketer_gradient(bucketer, i, (void **)&gradient));
             gradient[0] = (float)(rank + step);
             CHECK(graccl_bucketer_mark_ready(bucketer, i));
         }
-        CHECK(graccl_bucketer_finish_step(bucketer, &times));
-        for (size_t i = 0; i < count; i++) {
-            float *gradient;
-            CHECK(graccl_bucketer_gradient(bucketer, i, (void **)&gradient));
-            if (gradient[0] != (float)step + 0.5f * (float)(size - 1)) die("a gradient is wrong");
+        if (late) {
+            /* The next step's forward pass. */
+            CHECK(graccl_bucketer_finish_backward(bucketer));
+            for (size_t i = count; i-- > 0;) {
+                CHECK(graccl_bucketer_wait(bucketer, i));
+                check(bucketer, i, want);
+                clock = now();
+                compute(layer[i], &clock);
+            }
         }
+        CHECK(graccl_bucketer_finish_step(bucketer, &times));
+        for (size_t i = 0; i < count && !late; i++) check(bucketer, i, want);
         if (step >= WARM) {
             taken[step - WARM] = now() - began;
             *predicted = times.predicted;
@@ -145,11 +175,31 @@ int main(int argc, char **argv)
     graccl_comm_t *comm;
     int rank;
 
-    if (argc < 2) die("usage: bucketer MODEL.csv [STEPS] [SPEED] [spin]");
-    int steps = argc > 2 ? atoi(argv[2]) : 20;
-    double speed = argc > 3 ? atof(argv[3]) : 1;
-    spin = argc > 4 && strcmp(argv[4], "spin") == 0;
-    if (steps < 1 || speed <= 0) die("STEPS and SPEED are numbers above 0");
+    static const char usage[] = "usage: bucketer MODEL.csv [STEPS [SPEED]] [spin] [late] [half|bfloat16|int8]";
+    if (argc < 2) die(usage);
+    double numbers[2] = {20, 1};
+    int given = 0;
+    for (int i = 2; i < argc; i++) {
+        char *end;
+        double number = strtod(argv[i], &end);
+        if (*end == 0 && end != argv[i] && given < 2)
+            numbers[given++] = number;
+        else if (strcmp(argv[i], "spin") == 0)
+            spin = 1;
+        else if (strcmp(argv[i], "late") == 0)
+            late = 1;
+        else if (strcmp(argv[i], "half") == 0)
+            wire = GRACCL_FLOAT16;
+        else if (strcmp(argv[i], "bfloat16") == 0)
+            wire = GRACCL_BFLOAT16;
+        else if (strcmp(argv[i], "int8") == 0)
+            wire = GRACCL_INT8;
+        else
+            die(usage);
+    }
+    double speed = numbers[1];
+    if (!(numbers[0] >= 1 && numbers[0] <= 1e6 && speed > 0)) die("STEPS is a number from 1, SPEED one above 0");
+    int steps = (int)numbers[0];
     read_model(argv[1], speed);
     CHECK(graccl_comm_init_env(&comm));
     CHECK(graccl_comm_rank(comm, &rank));

@@ -291,11 +291,11 @@ fn examples_of_every_area_run_with_1_2_and_4_ranks() {
 fn bucketer_example_plays_a_model() {
     let program = build("cc", &example("bucketer.c"), Library::Shared);
     let model = Path::new(ROOT).join("src/plan/data/alexnet.csv");
-    for size in [1, 2] {
+    for (size, more) in [(1, &[][..]), (2, &[]), (2, &["late", "int8"])] {
         let mut ranks = job(&program, size);
         for rank in &mut ranks {
             // Few steps, much faster than life.
-            rank.arg(&model).args(["2", "200"]);
+            rank.arg(&model).args(["2", "200"]).args(more);
         }
         let outputs = finish(ranks);
         assert!(outputs.iter().all(|o| o.status.success()), "{size} ranks: {outputs:?}");

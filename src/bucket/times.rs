@@ -18,6 +18,8 @@ use crate::{DataType, Error, RedOp, Result, memory};
 /// Steps after which the first buckets are made of measured times. The very first is not counted: it makes
 /// connections and touches memory.
 const PROFILE: u64 = 4;
+/// Steps after which they are made again: then times are known that calls under way have disturbed.
+const SECOND: u64 = 2 * PROFILE;
 /// Steps after which the ranks look again.
 const AGAIN: u64 = 64;
 /// Other buckets are taken if they promise this part of a step.
@@ -63,6 +65,8 @@ pub(super) struct Times {
     step: f64,
     /// Steps in the means.
     counted: u64,
+    /// No step with these buckets is over: the first one prepares their calls, and is not counted.
+    fresh: bool,
     /// Mean of what buckets took, divided by what calls take alone.
     slower: f64,
     priced: u64,
@@ -172,7 +176,7 @@ impl Times {
             _ => None,
         };
         let (ready, needed) = (vec![0.0; n], vec![0.0; n]);
-        Ok(Times { known, ready, needed, step: 0.0, counted: 0, slower: 1.0, priced: 0 })
+        Ok(Times { known, ready, needed, step: 0.0, counted: 0, fresh: true, slower: 1.0, priced: 0 })
     }
 
     fn weight(&self) -> f64 {
@@ -181,7 +185,7 @@ impl Times {
 
     /// A step's marks and waits, before the state forgets them.
     pub fn note(&mut self, state: &State) {
-        if self.known.is_none() || state.steps == 0 {
+        if self.known.is_none() || self.fresh {
             return;
         }
         let w = self.weight();
@@ -193,7 +197,7 @@ impl Times {
     /// The rest of what it took.
     pub fn count(&mut self, taken: &StepTimes, state: &State) {
         let Some(known) = &self.known else { return };
-        if state.steps <= 1 {
+        if std::mem::take(&mut self.fresh) {
             return;
         }
         self.step += (taken.step - self.step) * self.weight();
@@ -216,7 +220,7 @@ impl Times {
         state: &State,
         config: &BucketerConfig,
     ) -> Result<Option<Buckets>> {
-        let first = state.steps == PROFILE;
+        let first = state.steps == PROFILE || state.steps == SECOND;
         if self.known.is_none() || !first && !state.steps.is_multiple_of(AGAIN) {
             return Ok(None);
         }
@@ -249,7 +253,7 @@ impl Times {
         }
         comm.broadcast(&mut found, 0)?;
         // The means are those of the old buckets; compute's hardly change.
-        (self.step, self.counted) = (0.0, 0);
+        (self.step, self.counted, self.fresh) = (0.0, 0, true);
         decode(&found, &core.layout).map(Some)
     }
 

@@ -192,6 +192,10 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool, crowded: bool) -> Resul
     }
     for (c, work) in costs[..3 * SIZES.len()].chunks_mut(3).zip(works) {
         c[1] = (c[1] - latency).max(0.0);
+        if gap > 0.0 {
+            // The end of a message that a link lets pass in part is no work of the receiver's.
+            c[1] = c[1].min(work);
+        }
         if crowded {
             c[1] = c[1].max(work);
         }
