@@ -8,7 +8,7 @@ use graccl_trainer::input::Batch;
 use graccl_trainer::model::{AlexNorms, Kind, Model, alexnet, resnet50};
 use graccl_trainer::optim::{LossScale, Optimiser, Rule};
 use graccl_trainer::random::Random;
-use graccl_trainer::trainer::{Precision, Setup, State, Trainer};
+use graccl_trainer::trainer::{Norms, Precision, Setup, State, Trainer};
 
 /// As `uniform` in make.py.
 fn uniform(seed: u64, n: usize) -> Vec<f64> {
@@ -46,6 +46,7 @@ fn compare(model: Model, batch: usize, rate: f32, expected: &str, tolerance: f64
         optimiser: Optimiser { rule: Rule::Lars { trust: 0.02 }, momentum: 0.9, decay: 5e-4 },
         smoothing: 0.1,
         fusion: Fusion::OneBucket,
+        norms: Norms::Local,
     };
     let state = state(&model);
     let mut trainer = Trainer::new(comm, model, setup, state, Device::flex()).unwrap();

@@ -1,33 +1,11 @@
 //! Training on several ranks: real processes, on images that are made up.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+mod common;
 
-use graccl_trainer::random::Random;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
-/// A folder that looks like MNIST's: every class is a pattern of its own, under noise.
-fn images(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&dir).unwrap();
-    let mut random = Random::new(5);
-    let patterns: Vec<Vec<u8>> =
-        (0..10).map(|_| (0..784).map(|_| (random.bits() >> 57) as u8).collect()).collect();
-    for (which, n) in [("train", 512u32), ("t10k", 128)] {
-        let labels: Vec<u8> = (0..n).map(|_| random.below(10) as u8).collect();
-        let mut pixels = Vec::new();
-        for &l in &labels {
-            pixels.extend(patterns[l as usize].iter().map(|p| p + (random.bits() >> 57) as u8));
-        }
-        let head = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|w| w.to_be_bytes()).collect() };
-        let mut file = head(&[0x803, n, 28, 28]);
-        file.extend(pixels);
-        std::fs::write(dir.join(format!("{which}-images-idx3-ubyte")), file).unwrap();
-        let mut file = head(&[0x801, n]);
-        file.extend(labels);
-        std::fs::write(dir.join(format!("{which}-labels-idx1-ubyte")), file).unwrap();
-    }
-    dir
-}
+use common::{images, text};
 
 fn command(data: &Path, flags: &str) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_graccl-train"));
@@ -36,10 +14,6 @@ fn command(data: &Path, flags: &str) -> Command {
     // Without norms a lower rate is needed.
     c.args(["--rate", if flags.contains("alexnet-bn") { "0.05" } else { "0.005" }]);
     c
-}
-
-fn text(o: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr))
 }
 
 /// The loss of every step, as it was printed.

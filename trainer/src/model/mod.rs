@@ -10,7 +10,7 @@ mod resnet;
 use std::ops::Range;
 
 pub use alexnet::{AlexNorms, alexnet};
-pub use forward::{Mode, forward};
+pub use forward::{Cut, Mode, Train, forward};
 pub use resnet::resnet50;
 
 /// What a tensor is for: decay and trust ratio are for weights only.
