@@ -23,7 +23,7 @@ struct Seen {
 
 fn train(comm: Communicator, model: Model, norms: Norms, precision: Precision) -> Seen {
     let [c, h, w] = model.input;
-    let mut random = Random::new(3);
+    let mut random = Random::new(3, &[]);
     // Halves of different brightness and contrast: their statistics differ.
     let values: Vec<f32> = (0..IMAGES * c * h * w)
         .map(|i| if i < IMAGES / 2 * c * h * w { random.normal() } else { 1.0 + 3.0 * random.normal() })

@@ -1,6 +1,7 @@
 //! `graccl-train`: trains AlexNet or ResNet-50 on any number of ranks.
 
 mod job;
+mod metrics;
 mod search;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use graccl_trainer::trainer::{State, Trainer};
 use graccl_trainer::{checkpoint, launch};
 
 use job::{Job, communicator, device};
+use metrics::{Line, Metrics};
 
 /// Trains AlexNet or ResNet-50 on several ranks, whose gradients graccl averages.
 ///
@@ -58,6 +60,9 @@ struct Training {
     /// Go on with this run, on any number of ranks that divides the batch
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
+    /// Write a line for each step here (CSV): loss, images/s, rate, shares of communication, and test results
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     /// A line for each step: loss with all digits
     #[arg(long)]
     log: bool,
@@ -126,6 +131,10 @@ fn train(job: &Job, args: &Training) -> Result<()> {
             "step", "epoch", "loss", "acc %", "images/s", "comm %", "hidden %"
         );
     }
+    let mut metrics = match &args.metrics {
+        Some(file) if rank == 0 => Some(Metrics::open(file, args.resume.is_some())?),
+        _ => None,
+    };
     let mut window = Window::new();
     for (step, batch) in (began..until).zip(loader.steps(began as u64..until.max(began) as u64)) {
         let report = trainer.step(&batch?, schedule.rate(step))?;
@@ -141,6 +150,17 @@ fn train(job: &Job, args: &Training) -> Result<()> {
         let (done, last) = (step + 1, step + 1 == until);
         let epoch = done as f64 / per_epoch as f64;
         let epoch_ends = done % per_epoch == 0;
+        if let Some(metrics) = &mut metrics {
+            let (rate, loss_scale) = (schedule.rate(step), trainer.state.scale.scale);
+            metrics.step(&Line {
+                step: done,
+                epoch,
+                images: job.batch,
+                report: &report,
+                rate,
+                loss_scale,
+            })?;
+        }
         if rank == 0 && (window.seconds() > 5.0 || last || epoch_ends) {
             window.print(done, epoch);
             window = Window::new();
@@ -153,6 +173,7 @@ fn train(job: &Job, args: &Training) -> Result<()> {
                 checkpoint::save(file, &trainer.model, &trainer.state)?;
             }
         }
+        let mut test = None;
         if epoch_ends || last {
             trainer.share_statistics()?;
             let (loss, accuracy) = trainer.evaluate(evaluation.epoch(0))?;
@@ -160,6 +181,11 @@ fn train(job: &Job, args: &Training) -> Result<()> {
                 println!("test after epoch {epoch:.2}: loss {loss:.4}, accuracy {:.2} %", 100.0 * accuracy);
             }
             window = Window::new();
+            test = Some((loss, accuracy));
+        }
+        if let Some(metrics) = &mut metrics {
+            metrics.finish(test)?;
+            metrics.begin();
         }
     }
     if rank == 0 {
