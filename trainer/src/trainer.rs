@@ -13,7 +13,7 @@ use graccl::{Communicator, DataType, RedOp, Result};
 use half::{bf16, f16};
 
 use crate::input::Batch;
-use crate::model::{Kind, Mode, Model, forward};
+use crate::model::{Cut, Kind, Mode, Model, Stage, Train, forward};
 use crate::optim::{LossScale, Optimiser};
 
 /// Part of a batch's statistics that goes into the running ones.
@@ -37,6 +37,15 @@ impl Precision {
     }
 }
 
+/// What a batch normalisation's mean and variance are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Each rank's part of the batch.
+    Local,
+    /// The whole batch: the ranks talk four times for each norm and step.
+    Global,
+}
+
 /// How to train.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -45,6 +54,7 @@ pub struct Setup {
     /// Of the target distribution, this part is spread over all classes.
     pub smoothing: f32,
     pub fusion: Fusion,
+    pub norms: Norms,
 }
 
 /// All that a training run remembers. The same on all ranks, but for running statistics.
@@ -92,6 +102,8 @@ pub struct Trainer {
     device: Device,
     // Before the communicator, so that it goes first.
     bucketer: Bucketer,
+    /// For norms over all ranks, whose calls are made while buckets are under way.
+    norms: Option<Communicator>,
     comm: Communicator,
 }
 
@@ -113,7 +125,11 @@ impl Trainer {
         let config = BucketerConfig { fusion: setup.fusion, ..BucketerConfig::default() };
         // SAFETY: the tensors are in the bucketer's own memory.
         let bucketer = unsafe { Bucketer::new(&comm, &tensors, config)? };
-        Ok(Trainer { model, state, setup, device, bucketer, comm })
+        let norms = match setup.norms {
+            Norms::Local => None,
+            Norms::Global => Some(comm.duplicate()?),
+        };
+        Ok(Trainer { model, state, setup, device, bucketer, norms, comm })
     }
 
     pub fn comm(&self) -> &Communicator {
@@ -130,9 +146,8 @@ impl Trainer {
     /// # Errors
     /// Those of [`Bucketer::finish_step`]: another rank died, for example. The weights are then as before.
     pub fn step(&mut self, batch: &Batch, rate: f32) -> Result<Report> {
-        let mut seen = Vec::new();
         let scale = self.state.scale.scale;
-        let (loss, correct) = self.passes(batch, scale, &mut seen)?;
+        let Passed { loss, correct, seen } = self.passes(batch, scale)?;
         let times = self.bucketer.finish_step()?;
         let skipped = !self.state.scale.judge(self.finite());
         if !skipped {
@@ -145,38 +160,80 @@ impl Trainer {
         Ok(Report { loss, accuracy, skipped, times })
     }
 
-    /// Forward and backward; gradients are on their way when it returns. Loss and number of right answers.
-    fn passes(
-        &self,
-        batch: &Batch,
-        scale: f32,
-        seen: &mut Vec<(usize, Tensor<1>, Tensor<1>)>,
-    ) -> Result<(f64, usize)> {
+    /// Forward and backward; gradients are on their way when it returns.
+    fn passes(&self, batch: &Batch, scale: f32) -> Result<Passed> {
         let leaves: Vec<Tensor<1>> =
             self.tensors().into_iter().map(|t| t.autodiff().require_grad()).collect();
-        let mut mode = Mode::Train(seen);
+        let mut train = Train { comm: self.norms.as_ref(), seen: vec![], cuts: vec![] };
         let mut borders = Vec::with_capacity(self.model.stages.len());
         let mut x = self.images(batch);
         for stage in &self.model.stages {
             let input = x.autodiff().require_grad();
-            let output = forward(&self.model, &stage.layers, input.clone(), &leaves, &mut mode);
+            let mut mode = Mode::Train(train);
+            let output = forward(&self.model, &stage.layers, input.clone(), &leaves, &mut mode)?;
+            let Mode::Train(mut done) = mode else { unreachable!("a mode does not change") };
             x = output.clone().inner();
-            borders.push((input, output));
+            borders.push((stage, input, output, std::mem::take(&mut done.cuts)));
+            train = done;
         }
-        let (input, logits) = borders.pop().expect("a model has stages");
+        let (stage, input, logits, cuts) = borders.pop().expect("a model has stages");
         let (loss, correct) = self.loss(logits, batch);
-        let value = loss.clone().inner().into_scalar::<f32>();
-        let mut gradients = loss.mul_scalar(scale).backward();
-        let last = self.model.stages.len() - 1;
-        self.hand_over(last, &leaves, &mut gradients)?;
-        let mut above = input.grad_remove(&mut gradients).expect("the input is a leaf of its stage");
-        for (i, (input, output)) in borders.into_iter().enumerate().rev() {
+        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
+        let mut above = self.stage_backward(stage, loss.mul_scalar(scale), input, &cuts, &leaves)?;
+        for (stage, input, output, cuts) in borders.into_iter().rev() {
             // The gradient of this sum is that of the loss.
-            let mut gradients = (output * above.autodiff()).sum().backward();
-            self.hand_over(i, &leaves, &mut gradients)?;
-            above = input.grad_remove(&mut gradients).expect("the input is a leaf of its stage");
+            let root = (output * above.autodiff()).sum();
+            above = self.stage_backward(stage, root, input, &cuts, &leaves)?;
         }
-        Ok((f64::from(value), correct))
+        Ok(Passed { loss: value, correct, seen: train.seen })
+    }
+
+    /// The backward pass of a stage whose last graph ends with `root`: gives the gradients of its tensors to the bucketer,
+    /// and returns that of its input.
+    fn stage_backward(
+        &self,
+        stage: &Stage,
+        mut root: Tensor<1>,
+        input: Tensor<4>,
+        cuts: &[Cut],
+        leaves: &[Tensor<1>],
+    ) -> Result<Tensor<4>> {
+        let first = stage.tensors.start;
+        let mut found: Vec<Option<Tensor<1>>> = vec![None; stage.tensors.len()];
+        // Where graphs begin, and the gradients there: several graphs may go on from one of them.
+        let begins: Vec<&Tensor<4>> = std::iter::once(&input).chain(cuts.iter().map(|c| &c.after)).collect();
+        let mut there: Vec<Option<Tensor<4>>> = vec![None; begins.len()];
+        for k in (0..begins.len()).rev() {
+            let mut gradients = root.backward();
+            for (i, slot) in found.iter_mut().enumerate() {
+                // Each tensor has a part in one graph, or in a cut.
+                if let Some(g) = leaves[first + i].grad_remove(&mut gradients) {
+                    *slot = Some(g);
+                }
+            }
+            for (begin, slot) in begins.iter().zip(&mut there) {
+                if let Some(g) = begin.grad_remove(&mut gradients) {
+                    *slot = Some(match slot.take() {
+                        Some(sum) => sum + g,
+                        None => g,
+                    });
+                }
+            }
+            if k == 0 {
+                break;
+            }
+            let cut = &cuts[k - 1];
+            let comm = self.norms.as_ref().expect("only norms over all ranks cut");
+            // Whatever goes on from here came later in the forward pass, and is done.
+            let gradient = there[k].take().expect("a cut has a part in the loss");
+            let (gradient, own) = cut.backward(comm, gradient)?;
+            own.into_iter().for_each(|(i, g)| found[i - first] = Some(g));
+            root = (cut.before.clone() * gradient.autodiff()).sum();
+        }
+        for (i, gradient) in found.into_iter().enumerate().rev() {
+            self.hand_over(first + i, gradient.expect("every tensor has a part in the loss"))?;
+        }
+        Ok(there[0].take().expect("the input has a part in the loss"))
     }
 
     /// Mean cross entropy, and the number of right answers.
@@ -195,24 +252,15 @@ impl Trainer {
         (loss, correct)
     }
 
-    /// Gives a stage's gradients to the bucketer, last tensor first.
-    fn hand_over(
-        &self,
-        stage: usize,
-        leaves: &[Tensor<1>],
-        gradients: &mut burn::tensor::Gradients,
-    ) -> Result<()> {
-        for i in self.model.stages[stage].tensors.clone().rev() {
-            let gradient = leaves[i].grad_remove(gradients).expect("every tensor has a part in the loss");
-            let data = gradient.into_data();
-            let bytes = data.as_bytes();
-            let at = self.gradient(i);
-            assert_eq!(bytes.len(), at.bytes, "gradient of {}", self.model.specs[i].name);
-            // SAFETY: the bucketer's memory of this gradient, which is ours until it is marked.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.memory, bytes.len()) };
-            self.bucketer.mark_ready(self.place(i))?;
-        }
-        Ok(())
+    /// Gives the gradient of tensor `i` to the bucketer.
+    fn hand_over(&self, i: usize, gradient: Tensor<1>) -> Result<()> {
+        let data = gradient.into_data();
+        let bytes = data.as_bytes();
+        let at = self.gradient(i);
+        assert_eq!(bytes.len(), at.bytes, "gradient of {}", self.model.specs[i].name);
+        // SAFETY: the bucketer's memory of this gradient, which is ours until it is marked.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.memory, bytes.len()) };
+        self.bucketer.mark_ready(self.place(i))
     }
 
     /// The bucketer has the tensors in the order of the backward pass.
@@ -260,7 +308,8 @@ impl Trainer {
     /// Takes the batch's statistics into the running ones. Their variance is that of a sample.
     fn note(&mut self, seen: Vec<(usize, Tensor<1>, Tensor<1>)>, batch: &Batch) {
         let values = |t: Tensor<1>| -> Vec<f32> { t.into_data().iter::<f32>().collect() };
-        let images = batch.labels.len();
+        let ranks = self.norms.as_ref().map_or(1, Communicator::size);
+        let images = batch.labels.len() * ranks;
         for (norm, mean, variance) in seen {
             let (m, v) = &mut self.state.statistics[norm];
             let n = (images * self.model.positions[norm]) as f32;
@@ -296,7 +345,7 @@ impl Trainer {
             let batch = batch?;
             let mut x = self.images(&batch);
             for stage in &self.model.stages {
-                x = forward(&self.model, &stage.layers, x, &tensors, &mut Mode::Eval(&known));
+                x = forward(&self.model, &stage.layers, x, &tensors, &mut Mode::Eval(&known))?;
             }
             let (loss, correct) = self.loss(x, &batch);
             let n = batch.labels.len() as f64;
@@ -327,6 +376,15 @@ impl Trainer {
         let data = TensorData::new(batch.images.clone(), [batch.labels.len(), c, h, w]);
         Tensor::<4>::from_data(data, &self.device).cast(self.setup.precision.burn())
     }
+}
+
+/// What a step's passes found on this rank.
+struct Passed {
+    loss: f64,
+    /// Right answers.
+    correct: usize,
+    /// Norm, mean, variance.
+    seen: Vec<(usize, Tensor<1>, Tensor<1>)>,
 }
 
 struct Memory {

@@ -1,11 +1,13 @@
 //! The loader: the same batches whoever makes them, errors that reach the consumer, threads that end.
 
+mod common;
+
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use common::fetched;
 use graccl::{Error, Result};
 use graccl_trainer::input::{
     Augment, Batch, Dataset, Image, Loader, LoaderConfig, Mnist, Records, Split, Stored, open,
@@ -246,22 +248,6 @@ fn the_last_touch_is_the_workers() {
     });
     let mut fails = l.prefetch(0..4, |_| Err::<(), _>(Error::argument("no device")));
     assert!(fails.next().unwrap().unwrap_err().to_string().contains("no device"));
-}
-
-/// A data set that a script of the project fetched, or a line in the list of what was skipped.
-fn fetched(script: &str, name: &str) -> Option<PathBuf> {
-    let dir = PathBuf::from(format!("{}/../target/data/{name}", env!("CARGO_MANIFEST_DIR")));
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    let reason = format!("no {name}: scripts/{script} fetches it");
-    println!("skipped: {reason}");
-    if let Some(path) = std::env::var_os("GRACCL_SKIP_LOG") {
-        use std::io::Write;
-        let mut log = std::fs::File::options().append(true).create(true).open(path).expect("GRACCL_SKIP_LOG");
-        writeln!(log, "{reason}").expect("GRACCL_SKIP_LOG");
-    }
-    None
 }
 
 /// Counts, and the mean and deviation that everybody gives: .1307 and .3081.

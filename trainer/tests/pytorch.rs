@@ -7,13 +7,17 @@ use graccl::{Communicator, Config};
 use graccl_trainer::input::Batch;
 use graccl_trainer::model::{AlexNorms, Kind, Model, alexnet, resnet50};
 use graccl_trainer::optim::{LossScale, Optimiser, Rule};
-use graccl_trainer::random::Random;
-use graccl_trainer::trainer::{Precision, Setup, State, Trainer};
+use graccl_trainer::trainer::{Norms, Precision, Setup, State, Trainer};
 
-/// As `uniform` in make.py.
+/// As `uniform` in make.py: SplitMix64, which numpy can compute all at once.
 fn uniform(seed: u64, n: usize) -> Vec<f64> {
-    let mut random = Random::new(seed << 32);
-    (0..n).map(|_| (random.bits() >> 40) as f64 / (1 << 23) as f64 - 1.0).collect()
+    let mix = |i: u64| {
+        let z = (seed << 32).wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    (1..=n as u64).map(|i| (mix(i) >> 40) as f64 / (1 << 23) as f64 - 1.0).collect()
 }
 
 /// As `fill` in make.py.
@@ -46,6 +50,7 @@ fn compare(model: Model, batch: usize, rate: f32, expected: &str, tolerance: f64
         optimiser: Optimiser { rule: Rule::Lars { trust: 0.02 }, momentum: 0.9, decay: 5e-4 },
         smoothing: 0.1,
         fusion: Fusion::OneBucket,
+        norms: Norms::Local,
     };
     let state = state(&model);
     let mut trainer = Trainer::new(comm, model, setup, state, Device::flex()).unwrap();

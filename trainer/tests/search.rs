@@ -1,6 +1,11 @@
-//! The search, on a problem whose best setting is known.
+//! The search, on a problem whose best setting is known, and by the program.
 
+mod common;
+
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::{images, text};
 
 use graccl::{Call, Collective, Communicator, Config, DataType, Error, RedOp, Result};
 use graccl_trainer::search::{Grid, Search, Setting, Trial, best, run};
@@ -98,4 +103,50 @@ fn a_search_that_makes_no_sense_is_refused_and_failures_are_passed_on() {
     }
     let failed: Result<_> = run(&comm, &coarse(1), |_, _, _| Err(Error::argument("no data")));
     assert!(failed.unwrap_err().to_string().contains("no data"));
+}
+
+#[test]
+fn the_program_searches_on_two_ranks_and_says_what_to_train_with() {
+    let data = images("search");
+    let (csv, svg) = (data.join("search.csv"), data.join("search.svg"));
+    let search = |more: &str| {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_graccl-train"));
+        c.arg("search").arg("--data").arg(&data).args([
+            "--model",
+            "alexnet-bn",
+            "--width",
+            "4",
+            "--batch",
+            "32",
+        ]);
+        c.args(more.split(' ')).output().unwrap()
+    };
+    let files = format!("--csv {} --svg {}", csv.display(), svg.display());
+    // The first rate moves nothing, the last one diverges or nearly so.
+    let o = search(&format!("--np 2 --rates 0.000001,0.05,100 --warm-ups 0.2 --rungs 2 --epochs 5 {files}"));
+    let said = text(&o);
+    assert!(o.status.success(), "{said}");
+    let table = std::fs::read_to_string(&csv).unwrap();
+    let trials: Vec<Vec<f64>> =
+        table.lines().skip(1).map(|l| l.split(',').map(|w| w.parse().unwrap()).collect()).collect();
+    // Of 3, one goes on; twice.
+    assert_eq!(trials.iter().map(|t| t[5] as u64).collect::<Vec<_>>(), [10, 10, 10, 30, 10, 10, 10, 30]);
+    assert_eq!(trials[3][2], 0.05);
+    assert!(trials[3][6] < trials[0][6], "{table}");
+    let best = said.lines().find(|l| l.starts_with("best: ")).unwrap();
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("</svg>"));
+    // The line is what a training takes.
+    let mut train = Command::new(env!("CARGO_BIN_EXE_graccl-train"));
+    train.args(["--model", "alexnet-bn", "--width", "4", "--batch", "32", "--epochs", "5", "--stop", "2"]);
+    let o = train.arg("--data").arg(&data).args(best["best: ".len()..].split(' ')).output().unwrap();
+    assert!(
+        o.status.success() && best.contains("--update sgd --rate 0.0") && best.contains("--warm-up 1"),
+        "{best}"
+    );
+    // One group of both ranks, and LARS.
+    let o =
+        search("--np 2 --groups 1 --update lars --rates 1 --warm-ups 0 --rungs 1 --steps 3 --refinements 0");
+    assert!(text(&o).contains("best: --update lars --rate 1 --warm-up 0 --trust 0.0"), "{}", text(&o));
+    let said = text(&search("--np 2 --groups 3"));
+    assert!(said.contains("3 groups of 2 ranks"), "{said}");
 }

@@ -6,7 +6,7 @@ use image::{ImageBuffer, Luma};
 use graccl::{Error, Result};
 
 use super::Image;
-use super::random::Random;
+use crate::random::Random;
 
 /// What happens to an image: it is scaled so that it just covers the size that is wanted, a window of that size is cut
 /// out, it may be mirrored, and its bytes become numbers with about mean 0 and deviation 1.

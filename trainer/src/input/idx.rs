@@ -114,8 +114,8 @@ impl Dataset for Mnist {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::random::Random;
     use super::*;
+    use crate::random::Random;
 
     /// An IDX file.
     pub fn file(dims: &[u32], data: &[u8]) -> Vec<u8> {

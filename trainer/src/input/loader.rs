@@ -17,14 +17,11 @@ use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::sync::{Parker, Unparker};
 use graccl::{Error, Result};
 
-use super::random::Random;
 use super::{Augment, Batch, Dataset};
+use crate::random::{IMAGE, ORDER, Random};
 
 /// Batches that wait in each worker's queue; one more is being made.
 const AHEAD: usize = 1;
-/// What random streams are for.
-const ORDER: u64 = 0;
-const IMAGE: u64 = 1;
 
 /// How a dataset becomes batches.
 #[derive(Clone, Debug)]

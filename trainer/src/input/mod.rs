@@ -13,7 +13,6 @@ mod augment;
 mod folder;
 mod idx;
 mod loader;
-mod random;
 mod records;
 
 use std::path::Path;

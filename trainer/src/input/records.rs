@@ -272,9 +272,9 @@ impl Dataset for Records {
 
 #[cfg(test)]
 mod tests {
-    use super::super::random::Random;
     use super::super::{ImageFolder, Mnist, Split, folder, idx, open};
     use super::*;
+    use crate::random::Random;
 
     fn same(a: &dyn Dataset, b: &dyn Dataset) {
         assert_eq!((a.len(), a.classes(), a.channels()), (b.len(), b.classes(), b.channels()));

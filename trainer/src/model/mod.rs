@@ -9,8 +9,10 @@ mod resnet;
 
 use std::ops::Range;
 
+use crate::random::{Random, WEIGHTS};
+
 pub use alexnet::{AlexNorms, alexnet};
-pub use forward::{Mode, forward};
+pub use forward::{Cut, Mode, Train, forward};
 pub use resnet::resnet50;
 
 /// What a tensor is for: decay and trust ratio are for weights only.
@@ -111,17 +113,18 @@ impl Model {
 
     /// First values of all tensors: the same for the same seed, anywhere.
     pub fn initial(&self, seed: u64) -> Vec<Vec<f32>> {
-        self.specs.iter().enumerate().map(|(i, s)| initial(s, seed ^ (i as u64) << 32)).collect()
+        self.specs
+            .iter()
+            .enumerate()
+            .map(|(i, s)| initial(s, Random::new(seed, &[WEIGHTS, i as u64])))
+            .collect()
     }
 }
 
-fn initial(spec: &Spec, seed: u64) -> Vec<f32> {
+fn initial(spec: &Spec, mut random: Random) -> Vec<f32> {
     match spec.init {
         Init::Constant(c) => vec![c; spec.elements()],
-        Init::Normal { deviation } => {
-            let mut random = crate::random::Random::new(seed);
-            (0..spec.elements()).map(|_| deviation * random.normal()).collect()
-        }
+        Init::Normal { deviation } => (0..spec.elements()).map(|_| deviation * random.normal()).collect(),
     }
 }
 
