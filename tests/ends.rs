@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Ended, Job, case, join, now_ms, report_error, say, sum_f32};
@@ -280,6 +280,48 @@ fn what_was_overwritten_after_a_call_was_given_up_is_not_taken() {
         // SAFETY: from `alloc`, and the communicator is gone.
         unsafe { graccl::memory::free(memory.cast()) }.unwrap();
     });
+}
+
+/// A duplicate that one rank has got, while the other one's call failed.
+#[test]
+fn half_a_duplicate_ends_in_an_error() {
+    let met = Barrier::new(2);
+    let made = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let halves = AtomicUsize::new(0);
+    let until = Instant::now() + Duration::from_secs(20);
+    for round in 0.. {
+        ranks(2, BOTH[round % 2], |c| {
+            let me = c.rank();
+            let children = std::thread::scope(|s| {
+                if me == 0 {
+                    s.spawn(|| {
+                        std::thread::sleep(Duration::from_micros(300 + 37 * (round as u64 % 100)));
+                        c.abort();
+                    });
+                }
+                let mut children = Vec::new();
+                while let Ok(child) = c.duplicate() {
+                    children.push(child);
+                }
+                children
+            });
+            made[me].store(children.len(), Ordering::Relaxed);
+            met.wait();
+            let both = made[1 - me].load(Ordering::Relaxed);
+            if let Some(half) = children.get(both) {
+                let since = Instant::now();
+                is_the_end(&half.barrier().unwrap_err());
+                assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+                halves.fetch_add(1, Ordering::Relaxed);
+            }
+            // Nobody leaves before.
+            met.wait();
+        });
+        let halves = halves.load(Ordering::Relaxed);
+        if halves >= 6 || Instant::now() > until {
+            return assert!(halves > 0, "in {round} rounds both ranks always got as many");
+        }
+    }
 }
 
 #[test]

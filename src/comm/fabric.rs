@@ -485,7 +485,8 @@ impl Fabric {
         self.connected().filter_map(|c| c.tcp()).filter(|c| c.pump()).count() > 0
     }
 
-    fn end(&self, ctx: u64) {
+    /// Later words of this communicator are dropped.
+    pub fn end(&self, ctx: u64) {
         lock(&self.announced).retain(|(w, _)| w.ctx != ctx);
         let mut posts = lock(&self.posts);
         posts.open.remove(&ctx);

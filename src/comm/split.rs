@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::fabric::{self, Fabric, Post};
 use super::inner::{Inner, aborted};
 use super::words::{Saying, Word};
-use super::{Call, Communicator, Config, Shared, group};
+use super::{Call, Communicator, Config, Shared, group, progress};
 use crate::record::{Identity, Recorder};
 use crate::schedule::Collective;
 use crate::{Code, Element, Error, Result};
@@ -63,6 +63,30 @@ struct Part {
 }
 
 impl Part {
+    fn context(&self, color: u32) -> u64 {
+        derive(self.parent.ctx, u64::from(self.number) << 32 | u64::from(color))
+    }
+
+    /// This rank gets no child, since its call failed. Other ranks' calls may be over, and these have one, of which
+    /// this rank is: their calls on that end with the same error.
+    #[cold]
+    fn forsake(&self, e: &Error) {
+        let Some(color) = self.color else { return };
+        let Parent { fabric, members, .. } = &self.parent;
+        let ctx = self.context(color);
+        fabric.end(ctx);
+        let text = format!("rank {} of the communicator that was split failed: {e}", self.me);
+        for saying in [Saying::Abort { code: e.code as i32, text }, Saying::Bye] {
+            let word = Word { ctx, saying };
+            for &m in members.iter().filter(|&&m| m as usize != fabric.rank) {
+                if let Some(conn) = fabric.conn(m as usize) {
+                    conn.tell(&word);
+                }
+            }
+            progress::announce(fabric, word, members);
+        }
+    }
+
     /// This rank's child, when all ranks have told their colours.
     fn child(&self) -> Result<Option<Inner>> {
         fabric::sweep();
@@ -71,8 +95,7 @@ impl Part {
         let all = 0..self.parent.members.len();
         let mut ranks: Vec<usize> = all.filter(|&r| of(r).0 == i64::from(color)).collect();
         ranks.sort_by_key(|&r| (of(r).1, r));
-        let ctx = derive(self.parent.ctx, u64::from(self.number) << 32 | u64::from(color));
-        self.parent.child(ctx, &ranks, self.me).map(Some)
+        self.parent.child(self.context(color), &ranks, self.me).map(Some)
     }
 }
 
@@ -83,7 +106,7 @@ impl Communicator {
     /// Collective. The new one shares the connections, and has the same settings; this one stays usable. In a
     /// group the new one is returned at once, as one that is not ready: [`Communicator::rank`] and
     /// [`Communicator::size`] give 0, and calls `InProgress`. It is ready when `group_end` returns, or has
-    /// the error of its making.
+    /// the error of its making. Where this fails on some ranks only, calls on what the others have got fail.
     pub fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Communicator>> {
         let (parent, number) = {
             let mut phase = self.shared.phase.lock();
@@ -97,7 +120,7 @@ impl Communicator {
         let all = vec![0; 2 * self.size()];
         let mut part = Box::new(Part { parent, number, me: self.rank(), color, mine, all });
         if !group::active() {
-            self.all_gather(&part.mine, &mut part.all)?;
+            self.all_gather(&part.mine, &mut part.all).inspect_err(|e| part.forsake(e))?;
             let Some(inner) = part.child()? else { return Ok(None) };
             let shared = Shared::new(inner.rank, inner.size());
             shared.become_ready(inner);
@@ -110,7 +133,7 @@ impl Communicator {
         let comm = color.map(|_| Communicator { shared: Shared::new(0, 0) });
         let shared = comm.as_ref().map(|c| c.shared.clone());
         let then = move |gathered: Result<()>| {
-            let made = gathered.and_then(|()| part.child());
+            let made = gathered.inspect_err(|e| part.forsake(e)).and_then(|()| part.child());
             match (made, shared) {
                 (Ok(Some(inner)), Some(shared)) => shared.become_ready(inner),
                 (Ok(_), _) => {}
