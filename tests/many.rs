@@ -287,7 +287,7 @@ fn messages_that_nobody_received_leave_nothing_behind() {
     let world = join();
     let mut data = vec![0.0; 5000];
     let mut since = Instant::now();
-    for i in 0..8000 {
+    for i in 0..20_000 {
         let c = world.duplicate().unwrap();
         // The lower rank makes the links, so its sends need not wait for the other one.
         if c.rank() == 0 {
@@ -299,11 +299,12 @@ fn messages_that_nobody_received_leave_nothing_behind() {
             reduce(&c, &mut data, i);
         }
         drop(c);
-        if i == 3999 || i == 7999 {
+        // By the first look what is written of the last calls is as long as it gets.
+        if i == 9999 || i == 19_999 {
             world.barrier().unwrap();
             drop(world.duplicate().unwrap());
             world.barrier().unwrap();
-            show(if i == 3999 { "early" } else { "late" }, since.elapsed());
+            show(if i == 9999 { "early" } else { "late" }, since.elapsed());
             since = Instant::now();
             world.barrier().unwrap();
         }

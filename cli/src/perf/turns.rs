@@ -68,7 +68,7 @@ mod tests {
         let sudden: fn(f64) -> f64 = |now| if (150.0..400.0).contains(&now) { 3.0 } else { 1.0 };
         let waves: fn(f64) -> f64 = |now| 1.5 + 0.5 * (now / 90.0).sin();
         for (what, state, within) in
-            [("steady", steady, 0.01), ("sudden", sudden, 0.01), ("waves", waves, 0.05)]
+            [("steady", steady, 0.01), ("sudden", sudden, 0.01), ("waves", waves, 0.06)]
         {
             let t = run(&work, 10, state);
             for same in [2, 5] {
@@ -83,15 +83,17 @@ mod tests {
     fn who_left_early_is_compared_with_those_of_its_rounds() {
         let t = paired(&[vec![1.0, 2.0, 4.0], vec![2.0, 4.0, 8.0], vec![3.0]]);
         let near = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-12;
-        assert!(near(t[1] / t[0], 2.0) && near(t[2] / t[0], 3.0) && near(t[0], 2.0), "{t:?}");
+        assert!(near(t[1] / t[0], 2.0) && near(t[2] / t[0], 3.0) && near(t[0], 7.0 / 3.0), "{t:?}");
     }
 
     /// Turns that are fast or slow: who is fast more often is faster, and not by the whole difference.
     #[test]
     fn what_has_two_speeds_counts_by_how_often() {
-        let two = |fast: usize| (0..20).map(|i| if i < fast { 4.0 } else { 6.0 }).collect::<Vec<f64>>();
-        let t = paired(&[two(9), two(11), vec![5.0; 20]]);
-        assert!(t[1] < t[2] && t[2] < t[0] && t[0] / t[1] < 1.1, "{t:?}");
+        let two = |fast: usize, step: usize| -> Vec<f64> {
+            (0..20).map(|i| if i * step % 20 < fast { 4.0 } else { 6.0 }).collect()
+        };
+        let t = paired(&[two(5, 1), two(15, 3)]);
+        assert!((1.1..1.3).contains(&(t[0] / t[1])), "{t:?}");
     }
 
     #[test]
