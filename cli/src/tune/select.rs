@@ -95,7 +95,8 @@ pub fn choose(
         }
         rows.push((bytes, choice));
     }
-    let last = rows.len() - 1;
+    // Fewer bytes than one element has: there is nothing to choose.
+    let Some(last) = rows.len().checked_sub(1) else { return Ok(table) };
     for (i, &(bytes, choice)) in rows.iter().enumerate() {
         let ends = i == last || rows[i + 1].1 != choice;
         // Sizes between the measured ones go with the larger: the border is half way to the next.
