@@ -59,7 +59,7 @@ def svg(series, title):
     ]
     for i, job in enumerate(jobs):
         x0 = left + i * (wide + gap)
-        x_of = lambda b: x0 + wide * (math.log2(b) - lo) / (hi - lo)
+        x_of = lambda b: x0 + wide * (math.log2(b) - lo) / max(hi - lo, 1)
         text.append(f'<text x="{x0}" y="{top - 10}">{job[0]} ranks on {job[1]} hosts</text>')
         v = low_y
         while v <= top_y:

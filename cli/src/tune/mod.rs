@@ -18,6 +18,9 @@ use crate::perf::{self, args::Transport, parse_size};
 use crate::schedules;
 use bench::Bench;
 
+/// The runs that the model is fitted to have so much of the time that is left, unless nothing comes after them.
+const FITTING: f64 = 0.3;
+
 #[derive(Args)]
 #[command(after_help = "\
 First what the parts of the machine cost: kernels, messages inside a host and across hosts. Then some calls, to
@@ -115,11 +118,12 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
     show::head(&bench);
     let machine = probe::machine(&mut bench)?;
     let mut predictor = Predictor::new(bench.layout.clone(), machine);
-    let runs = probe::fit(&mut bench, &mut predictor)?;
+    let collectives = a.collectives()?;
+    let share = if collectives.is_empty() { 1.0 } else { FITTING };
+    let runs = probe::fit(&mut bench, &mut predictor, share)?;
     show::runs(&bench, &runs);
     let uncertain = probe::uncertainty(&runs);
     let mut table = Table::default();
-    let collectives = a.collectives()?;
     if !collectives.is_empty() {
         bench.say(format_args!("#\n#  collective   up to bytes  algorithm              ways   message"));
     }

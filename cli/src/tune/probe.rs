@@ -294,12 +294,12 @@ const FITTED: [usize; 11] =
     [4, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20, 64 << 20];
 const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
 
-/// For each size; and of the time that is left, all sizes have so much.
+/// For each size.
 const FIT: Effort = Effort { seconds: 0.3, race: false };
-const SHARE: f64 = 0.3;
 
-/// Times some allreduces, fits the model to them, and returns them with those that check it.
-pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
+/// Times some allreduces, in this share of the time that is left, fits the model to them, and returns them with those
+/// that check it.
+pub fn fit(bench: &mut Bench, predictor: &mut Predictor, share: f64) -> Result<Vec<Run>> {
     let Some(place) = Place::of(Collective::AllReduce, &bench.layout) else { return Ok(Vec::new()) };
     let hierarchical = bench.layout.groups.len() > 1 && bench.layout.groups.len() < bench.job.size;
     let choice = |name: &str| {
@@ -321,7 +321,7 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor) -> Result<Vec<Run>> {
         if bytes > bench.what(Collective::AllReduce, usize::MAX).1 as usize {
             continue;
         }
-        if bench.left()? < (1.0 - SHARE) * whole {
+        if bench.left()? < (1.0 - share) * whole {
             bench.say(format_args!("# {bytes} bytes and more left out: this took too long"));
             break;
         }
