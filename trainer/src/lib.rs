@@ -4,6 +4,7 @@
 //! weights, `checkpoint` keeps them, `search` looks for good settings.
 
 pub mod checkpoint;
+pub mod device;
 pub mod input;
 pub mod launch;
 pub mod model;

@@ -1,8 +1,8 @@
 //! Batch normalisation by the statistics of the whole batch: the same as on one rank, forward and backward.
 
-use burn::tensor::Device;
 use graccl::bucket::Fusion;
 use graccl::{Communicator, Config};
+use graccl_trainer::device;
 use graccl_trainer::input::Batch;
 use graccl_trainer::model::{AlexNorms, Model, alexnet, resnet50};
 use graccl_trainer::optim::{LossScale, Optimiser, Rule};
@@ -49,7 +49,8 @@ fn train(comm: Communicator, model: Model, norms: Norms, precision: Precision) -
             weights.fill(0.1);
         }
     }
-    let mut trainer = Trainer::new(comm, model, setup, state, Device::flex()).unwrap();
+    let device = device::of_rank(&comm).unwrap();
+    let mut trainer = Trainer::new(comm, model, setup, state, device).unwrap();
     let mut seen = Seen { losses: vec![], gradients: vec![], statistics: vec![] };
     for step in 0..3 {
         seen.losses.push(trainer.step(&batch, 0.01).unwrap().loss);

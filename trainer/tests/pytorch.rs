@@ -1,9 +1,9 @@
 //! The same weights and images as PyTorch and torchvision, and the same losses, gradients and LARS steps. What they
 //! computed is in `vectors/`, with the program that made it.
 
-use burn::tensor::Device;
 use graccl::bucket::Fusion;
 use graccl::{Communicator, Config};
+use graccl_trainer::device;
 use graccl_trainer::input::Batch;
 use graccl_trainer::model::{AlexNorms, Kind, Model, alexnet, resnet50};
 use graccl_trainer::optim::{LossScale, Optimiser, Rule};
@@ -53,7 +53,8 @@ fn compare(model: Model, batch: usize, rate: f32, expected: &str, tolerance: f64
         norms: Norms::Local,
     };
     let state = state(&model);
-    let mut trainer = Trainer::new(comm, model, setup, state, Device::flex()).unwrap();
+    let device = device::of_rank(&comm).unwrap();
+    let mut trainer = Trainer::new(comm, model, setup, state, device).unwrap();
     let mut step = 0;
     let mut tensors = 0;
     let mut report = trainer.step(&batch, rate).unwrap();

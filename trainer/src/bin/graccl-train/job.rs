@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use graccl::bucket::Fusion;
 use graccl::{Communicator, Config, Error, Result};
@@ -190,14 +189,4 @@ impl Work<'_> {
 /// The job's communicator: the same bits whatever the buckets, which depend on times.
 pub fn communicator() -> Result<Communicator> {
     Communicator::init_env(&Config { deterministic: true, ..Config::from_env()? })
-}
-
-#[cfg(feature = "cuda")]
-pub fn device() -> Device {
-    Device::cuda(0)
-}
-
-#[cfg(not(feature = "cuda"))]
-pub fn device() -> Device {
-    Device::flex()
 }

@@ -12,9 +12,9 @@ use clap::{Args, Parser, Subcommand};
 use graccl::{Error, Result};
 use graccl_trainer::optim::Schedule;
 use graccl_trainer::trainer::{State, Trainer};
-use graccl_trainer::{checkpoint, launch};
+use graccl_trainer::{checkpoint, device, launch};
 
-use job::{Job, communicator, device};
+use job::{Job, communicator};
 use metrics::{Line, Metrics};
 
 /// Trains AlexNet or ResNet-50 on several ranks, whose gradients graccl averages.
@@ -101,6 +101,7 @@ fn complain(e: &Error, checkpoint: Option<&Path>) {
 fn train(job: &Job, args: &Training) -> Result<()> {
     let work = job.work()?;
     let comm = communicator()?;
+    let device = device::of_rank(&comm)?;
     let (rank, ranks) = (comm.rank(), comm.size());
     let loader = work.training(rank, ranks)?;
     let evaluation = work.evaluation(rank, ranks)?;
@@ -117,7 +118,7 @@ fn train(job: &Job, args: &Training) -> Result<()> {
     };
     let (began, until) = (state.step, args.stop.unwrap_or(steps).min(steps));
     let classes = model.classes;
-    let mut trainer = Trainer::new(comm, model, job.setup(args.trust), state, device())?;
+    let mut trainer = Trainer::new(comm, model, job.setup(args.trust), state, device)?;
     if rank == 0 {
         let (tensors, parameters) = (trainer.model.specs.len(), trainer.model.parameters());
         println!(

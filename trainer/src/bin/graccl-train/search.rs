@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use graccl::{Communicator, Error, Result};
+use graccl_trainer::device;
 use graccl_trainer::optim::Schedule;
 use graccl_trainer::search::{self, Grid, Search, Setting, Trial};
 use graccl_trainer::trainer::{State, Trainer};
 
-use crate::job::{Job, Update, Work, communicator, device};
+use crate::job::{Job, Update, Work, communicator};
 
 /// Looks for the learning rate, the warm-up and LARS's trust coefficient of a training, by short ones.
 ///
@@ -50,6 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     let lars = matches!(args.job.update, Update::Lars);
     let work = args.job.work()?;
     let comm = communicator()?;
+    let device = device::of_rank(&comm)?;
     let grid = Grid {
         rate: args.rates.clone(),
         warmup: args.warm_ups.clone(),
@@ -60,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (steps, rungs, refinements) = (args.steps, args.rungs, args.refinements);
     let search = Search { grid, refinements, steps, rungs, groups };
     let trials = search::run(&comm, &search, |group, setting, steps| {
-        let loss = train(&work, group, setting, steps)?;
+        let loss = train(&work, group, &device, setting, steps)?;
         if group.rank() == 0 {
             eprintln!("{}: loss {loss:.4} after {steps} steps", flags(args, setting));
         }
@@ -79,14 +82,14 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// A short training on the ranks of `group`; the mean loss of its last quarter.
-fn train(work: &Work, group: &Communicator, setting: &Setting, steps: u64) -> Result<f64> {
+fn train(work: &Work, group: &Communicator, device: &Device, setting: &Setting, steps: u64) -> Result<f64> {
     let job = work.job;
     let loader = work.training(group.rank(), group.size())?;
     let warm_up = (setting.warmup * steps as f64).round() as usize;
     let schedule = Schedule { base: setting.rate as f32, end: 0.0, warm_up, steps: steps as usize };
     let state = State::new(&work.model, job.seed, job.loss_scale());
     let setup = job.setup(setting.trust as f32);
-    let mut trainer = Trainer::new(group.duplicate()?, work.model.clone(), setup, state, device())?;
+    let mut trainer = Trainer::new(group.duplicate()?, work.model.clone(), setup, state, device.clone())?;
     let mut losses = Vec::new();
     for (step, batch) in loader.steps(0..steps).enumerate() {
         let report = trainer.step(&batch?, schedule.rate(step))?;
