@@ -76,8 +76,8 @@ impl Predictor {
         &self.layout
     }
 
-    /// ns that a call takes on the slowest rank, root 0, in place: a short one in the midst of others, each begun where
-    /// the last has ended, and a long one by itself. So they are measured, too.
+    /// ns that a call takes, root 0, in place: a short one in the midst of others, each begun where the last has ended,
+    /// and a long one by itself. So they are measured, too.
     pub fn ns(&mut self, choice: &Choice, bytes: u64) -> Result<f64> {
         let a = choice.algorithm;
         let n = self.layout.groups.n();
@@ -90,9 +90,8 @@ impl Predictor {
         let sim = &self.known[&(a.collective, a.name)].sim;
         let played = match tiles <= FEW_TILES && sim.ops() <= FEW_OPS {
             true => {
-                let mut times = sim.in_a_row(&machine, shape, &noise, 2 * CALLS)?.split_off(CALLS as usize);
-                times.sort_by(f64::total_cmp);
-                times[CALLS as usize / 2]
+                let ended = sim.in_a_row(&machine, shape, &noise, 2 * CALLS)?;
+                (ended[2 * CALLS as usize - 1] - ended[CALLS as usize - 1]) / f64::from(CALLS)
             }
             false => sim.estimate(&machine, shape)?.ns,
         };

@@ -8,7 +8,7 @@ use graccl::{Collective, Communicator, DataType, RedOp, Result};
 
 use crate::perf::args::Memory;
 use crate::perf::buffer::Buffers;
-use crate::perf::job::{Job, middle};
+use crate::perf::job::Job;
 use crate::perf::operation::{Operation, Placement, Ready, What};
 use crate::perf::turns;
 
@@ -199,8 +199,9 @@ impl Bench {
                 }
                 let mut turn = vec![0.0; calls(first[i])];
                 job.each(&mut turn, || call.run(comm))?;
-                job.slowest(&mut turn)?;
-                times[i].push(middle(&mut turn) * 1000.0);
+                let mut own = turns::rounds(&turn, turn.len());
+                job.slowest(&mut own)?;
+                times[i].push(own[0] * 1000.0);
             }
             if effort.race && r % 2 == 1 {
                 let found = paired(&times, &first);
