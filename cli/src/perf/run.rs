@@ -243,7 +243,8 @@ fn each(
     let mut times = vec![vec![0.0; iters]; contenders.len()];
     let call = Ready::new(&what, job.size, job.rank, place, buffers);
     let rounds = if contenders.len() > 1 { ROUNDS } else { 1 };
-    let turn = iters.div_ceil(rounds);
+    // Even: see `turns::rounds`.
+    let turn = iters.div_ceil(rounds).next_multiple_of(2);
     for (round, start) in (0..iters).step_by(turn).enumerate() {
         for i in turns::order(contenders.len(), round) {
             let comm = job.enter(contenders[i])?;

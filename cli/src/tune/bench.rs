@@ -14,10 +14,10 @@ use crate::perf::turns;
 
 /// Turns that each of several candidates has at most: the machine's speed changes while they are compared. Even.
 const ROUNDS: usize = 30;
-/// A turn lasts about so long, ns, but has calls enough.
+/// A turn lasts about so long, ns.
 const TURN: f64 = 0.8e6;
-const CALLS: std::ops::RangeInclusive<usize> = 1..=200;
-/// A call this long needs no other to warm it up, ns.
+const CALLS_MAX: usize = 200;
+/// A call this long needs no other to warm it up, and has a turn by itself, ns.
 const LONG: f64 = 20e6;
 /// First calls this long are made once only, ns: they make links and pages, too.
 const ONCE: f64 = 1e9;
@@ -184,7 +184,8 @@ impl Bench {
             first.push(if ns < ONCE { once()? } else { ns });
         }
         let least = first.iter().copied().fold(f64::INFINITY, f64::min);
-        let calls = |ns: f64| ((TURN / ns) as usize).clamp(*CALLS.start(), *CALLS.end());
+        // Even: see `turns::rounds`.
+        let calls = |ns: f64| if ns < LONG { ((TURN / ns) as usize / 2 * 2).clamp(2, CALLS_MAX) } else { 1 };
         let mut alive: Vec<bool> =
             first.iter().map(|&ns| !effort.race || ns < LONG / 100.0 || ns <= HOPELESS * least).collect();
         let turn = |(&ns, &alive): (&f64, &bool)| if alive { ns * (calls(ns) + 1) as f64 } else { 0.0 };
