@@ -10,7 +10,7 @@ use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
 use super::bench::{Bench, Effort};
 
 /// Messages in flight on a channel: what the transports give.
-const DEPTH: u32 = 4;
+const DEPTH: u32 = 3;
 /// Interpretation of an op, and a core's way from one rank to another, ns: what fitting starts from.
 const OP: f64 = 8.0;
 const SWITCH: f64 = 1200.0;
