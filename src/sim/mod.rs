@@ -210,8 +210,8 @@ impl Sim {
     }
 
     /// Plays so many calls, each rank beginning the next one as soon as it has ended the last, as a loop
-    /// that measures does. What each call took on the rank on which it took longest, ns: where ranks share cores that
-    /// may be less than what one call alone takes, since who has ended a call has a core to begin the next one.
+    /// that measures does. When each call had ended on all ranks, ns: where ranks share cores one more may take less than
+    /// one call alone, since who has ended a call has a core to begin the next one.
     pub fn in_a_row(&self, machine: &Machine, shape: Shape, noise: &Noise, calls: u32) -> Result<Vec<f64>> {
         Player::new(&self.net, machine, shape, noise, calls)?.in_a_row()
     }

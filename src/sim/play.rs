@@ -148,8 +148,8 @@ pub struct Player<'a> {
     costs: Vec<[Costs; 3]>,
     ends: Vec<f64>,
     calls: u32,
-    /// What each call took on the slowest rank.
-    took: Vec<f64>,
+    /// When each call had ended on all ranks.
+    ended: Vec<f64>,
     messages: u64,
     slow: Vec<f64>,
 }
@@ -286,7 +286,7 @@ impl<'a> Player<'a> {
             costs: Vec::new(),
             ends: vec![0.0; net.played],
             calls,
-            took: vec![0.0; calls as usize],
+            ended: vec![0.0; calls as usize],
             messages: 0,
             slow,
         };
@@ -368,10 +368,10 @@ impl<'a> Player<'a> {
         Ok(self.report())
     }
 
-    /// Plays to the end. What each call took on the rank on which it took longest.
+    /// Plays to the end. When each call had ended on all ranks.
     pub fn in_a_row(mut self) -> Result<Vec<f64>> {
         self.run()?;
-        Ok(self.took)
+        Ok(self.ended)
     }
 
     fn run(&mut self) -> Result<()> {
@@ -611,9 +611,9 @@ impl<'a> Player<'a> {
     /// The rank begins its next call, if there is one.
     fn call_ends(&mut self, rank: u32) {
         let r = &mut self.ranks[rank as usize];
-        let took = &mut self.took[(self.calls - r.calls) as usize];
-        let end = std::mem::replace(&mut self.ends[rank as usize], self.now);
-        *took = took.max(self.now - end);
+        let ended = &mut self.ended[(self.calls - r.calls) as usize];
+        *ended = ended.max(self.now);
+        self.ends[rank as usize] = self.now;
         r.calls -= 1;
         if r.calls == 0 {
             return;

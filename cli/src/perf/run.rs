@@ -201,8 +201,10 @@ fn point(a: &PerfArgs, job: &Job, report: &mut Report, buffers: &mut Buffers, wh
     let (mut times, turn) = each(a, job, &contenders, buffers, what, place)?;
     let mut compared = Vec::new();
     for (row, times) in rows.iter_mut().zip(&mut times) {
+        let mut turns = turns::rounds(times, turn);
+        job.slowest(&mut turns)?;
+        compared.push(turns);
         job.slowest(times)?;
-        compared.push(turns::rounds(times, turn));
         row.spread = Spread::of(times).per_call(a.agg_iters);
     }
     let compared: Vec<f64> = turns::paired(&compared).iter().map(|t| t / f64::from(a.agg_iters)).collect();

@@ -8,7 +8,7 @@ use graccl::{Collective, Communicator, DataType, RedOp, Result};
 
 use crate::perf::args::Memory;
 use crate::perf::buffer::Buffers;
-use crate::perf::job::{Job, middle};
+use crate::perf::job::Job;
 use crate::perf::operation::{Operation, Placement, Ready, What};
 use crate::perf::turns;
 
@@ -158,7 +158,7 @@ impl Bench {
         (what, what.bytes(n) as u64)
     }
 
-    /// ns per call of each choice, on the slowest rank: see [`turns::paired`]. In place where possible, as `graccl
+    /// ns per call of each choice, in a loop, on the slowest rank: see [`turns::paired`]. In place where possible, as `graccl
     /// perf` compares algorithms.
     pub fn compare(
         &mut self,
@@ -197,10 +197,11 @@ impl Bench {
                 if first[i] < LONG {
                     call.run(comm)?;
                 }
-                let mut turn = vec![0.0; calls(first[i])];
-                job.each(&mut turn, || call.run(comm))?;
-                job.slowest(&mut turn)?;
-                times[i].push(middle(&mut turn) * 1000.0);
+                let calls = calls(first[i]);
+                job.comm.barrier()?;
+                let start = Instant::now();
+                (0..calls).try_for_each(|_| call.run(comm))?;
+                times[i].push(job.combine(start.elapsed().as_nanos() as f64 / calls as f64, 3)?);
             }
             if effort.race && r % 2 == 1 {
                 let found = paired(&times, &first);
