@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,17 @@ fn signal(child: &Child, signal: i32) {
 
 /// Starts ranks that print "ready", and waits until all have.
 fn started(n: usize, script: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child = graccl(&["run", "-n", &n.to_string(), "--", "sh", "-c", script]).spawn().unwrap();
+    let mut command = graccl(&["run", "-n", &n.to_string(), "--", "sh", "-c", script]);
+    // Ignored signals are inherited (under nohup, or in the background), and a shell cannot trap them.
+    // SAFETY: both calls are safe between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     for _ in 0..n {
         let mut line = String::new();

@@ -10,8 +10,9 @@ use crate::schedule::{Collective, algorithms_of};
 use crate::sim::{Noise, Shape, Sim, Symmetry};
 use crate::{Error, Result};
 
-/// Calls that are played in a row, of these sizes: so many to get going, and so many that count.
-const CALLS: u32 = 6;
+/// Calls of these sizes are played in a row: so many to get going, and so many that count.
+const BEGIN: u32 = 6;
+const CALLS: u32 = 12;
 const FEW_TILES: u32 = 2;
 const FEW_OPS: usize = 4096;
 /// Where ranks share cores, ops take so much longer, as a mean share: else cores would go on in step for ever.
@@ -76,8 +77,8 @@ impl Predictor {
         &self.layout
     }
 
-    /// ns that a call takes, root 0, in place: a short one in the midst of others, each begun where the last has ended,
-    /// and a long one by itself. So they are measured, too.
+    /// ns that a call takes, root 0, in place: a short one in the midst of others, each begun where
+    /// the last has ended, and a long one by itself. So they are measured, too.
     pub fn ns(&mut self, choice: &Choice, bytes: u64) -> Result<f64> {
         let a = choice.algorithm;
         let n = self.layout.groups.n();
@@ -90,8 +91,8 @@ impl Predictor {
         let sim = &self.known[&(a.collective, a.name)].sim;
         let played = match tiles <= FEW_TILES && sim.ops() <= FEW_OPS {
             true => {
-                let ended = sim.in_a_row(&machine, shape, &noise, 2 * CALLS)?;
-                (ended[2 * CALLS as usize - 1] - ended[CALLS as usize - 1]) / f64::from(CALLS)
+                let ended = sim.in_a_row(&machine, shape, &noise, BEGIN + CALLS)?;
+                (ended[(BEGIN + CALLS - 1) as usize] - ended[BEGIN as usize - 1]) / f64::from(CALLS)
             }
             false => sim.estimate(&machine, shape)?.ns,
         };
