@@ -8,7 +8,8 @@ pub fn order(n: usize, round: usize) -> impl Iterator<Item = usize> {
 
 /// What a call usually took in each round, of `turn` calls, on one rank. Rounds are compared by what it took on the
 /// slowest. (Not by the slowest rank of each call: of two ranks whose calls begin `d` apart and whose messages take
-/// `l`, one takes `l - d` and the other `l + d`, and in the next call the other way round.)
+/// `l`, one takes `l - d` and the other `l + d`, and in the next call the other way round. So turns are of an even number
+/// of calls.)
 pub fn rounds(times: &[f64], turn: usize) -> Vec<f64> {
     times.chunks(turn.max(1)).map(|t| usual(t.to_vec())).collect()
 }

@@ -9,7 +9,7 @@ use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
 
 use super::bench::{Bench, Effort};
 
-/// Messages in flight on a channel: what the transports give.
+/// Messages in flight on a channel, as many as a sender can count on: transports let one acknowledgement wait.
 const DEPTH: u32 = 3;
 /// Interpretation of an op, and a core's way from one rank to another, ns: what fitting starts from.
 const OP: f64 = 8.0;
