@@ -4,8 +4,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::offset_of;
 use std::ptr;
 
-use super::collective::{DataTypeInt, data_type};
 use super::config::UNSET;
+use super::types::{DataTypeInt, data_type};
 use super::{NO_COMM, ResultInt, entry, graccl_bucketer_t, graccl_comm_t, handle};
 use crate::bucket::{Bucketer, BucketerConfig, Fusion, StepTimes, Tensor};
 use crate::reduce::Wire;

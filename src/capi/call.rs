@@ -8,9 +8,10 @@ use std::ffi::{c_int, c_void};
 use std::slice;
 use std::sync::Arc;
 
-use super::collective::{DataTypeInt, RedOpInt, data_type, reduction};
 use super::handle::Entry;
 use super::null;
+use super::red_op::reduction;
+use super::types::{DataTypeInt, RedOpInt, data_type};
 use crate::{Call, Collective, Counts, Error, Extent, Result};
 
 /// The body of a collective: the blocking form, and with `to request` the other.

@@ -19,29 +19,33 @@
 
 mod bucketer;
 mod call;
-mod collective;
 mod comm;
 mod config;
 mod error;
+mod folding;
 mod group;
 mod handle;
 mod memory;
+mod moving;
 mod p2p;
 mod panics;
 mod red_op;
 mod request;
+mod types;
 
 pub use bucketer::*;
-pub use collective::*;
 pub use comm::*;
 pub use config::*;
 pub use error::*;
+pub use folding::*;
 pub use group::*;
 pub use handle::{graccl_bucketer_t, graccl_comm_t, graccl_request_t};
 pub use memory::*;
+pub use moving::*;
 pub use p2p::*;
 pub use red_op::*;
 pub use request::*;
+pub use types::*;
 
 use std::any::Any;
 use std::ffi::c_int;

@@ -3,8 +3,8 @@
 use std::ffi::{c_int, c_void};
 
 use super::call::rank_of;
-use super::collective::data_type;
 use super::request::{self, Started};
+use super::types::data_type;
 use super::{DataTypeInt, ResultInt, entry, graccl_comm_t, graccl_request_t, handle};
 use crate::{Error, Request, Result, group_end, group_start};
 

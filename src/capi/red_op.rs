@@ -2,9 +2,47 @@
 
 use std::ffi::c_void;
 
-use super::{DataTypeInt, RedOpInt, ResultInt, entry, graccl_comm_t, handle};
-use crate::capi::collective::{FIRST_MADE_OP, data_type, unknown_made_op};
-use crate::{DataType, Error, Factor, Result};
+use super::handle::Entry;
+use super::types::{data_type, unknown};
+use super::{DataTypeInt, RedOpInt, ResultInt, entry, graccl_comm_t, graccl_red_op_t, handle};
+use crate::{DataType, Error, Factor, RedOp, Reduction, Result};
+
+/// The first number of graccl_red_op_create_pre_mul_sum.
+const FIRST_MADE_OP: RedOpInt = 1000;
+
+#[cold]
+#[inline(never)]
+fn unknown_made_op(op: RedOpInt) -> Error {
+    Error::argument(format!("op = {op} is not a reduction of this communicator"))
+        .hint("pass a number that graccl_red_op_create_pre_mul_sum gave for it and that was not destroyed")
+}
+
+/// The reduction that `op` names: an operation, or one that was made for this communicator and type.
+#[inline]
+pub(super) fn reduction(entry: &Entry, op: RedOpInt, data_type: DataType) -> Result<Reduction> {
+    match RedOp::from_raw(op) {
+        Some(op) => Ok(op.into()),
+        None => made_reduction(entry, op, data_type),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn made_reduction(entry: &Entry, op: RedOpInt, data_type: DataType) -> Result<Reduction> {
+    if op < FIRST_MADE_OP || op == graccl_red_op_t::GRACCL_RED_OP_LIMIT as RedOpInt {
+        return unknown("op", op, "graccl_red_op_t");
+    }
+    match entry.made_ops().by_number.get(&op) {
+        Some(&(made_for, factor)) if made_for == data_type => Ok(Reduction::pre_mul_sum(factor)),
+        Some((made_for, _)) => Err(Error::argument(format!(
+            "op = {op} was made for {}, not for {}",
+            made_for.name(),
+            data_type.name()
+        ))
+        .hint("make one for each type")),
+        None => Err(unknown_made_op(op)),
+    }
+}
 
 /// The value of a float of up to 16 bits with this many bits of exponent and of mantissa.
 fn small_float(bits: u16, exponent: u32, mantissa: u32) -> f64 {

@@ -1,12 +1,15 @@
-//! The event loop: a virtual clock, cores, links and channels.
+//! The event loop: a virtual clock, cores, links and channels. `setup` makes what it plays with, `links` is how
+//! messages travel.
+
+mod links;
+mod setup;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::net::{Net, NetChannel, Store};
+use super::net::{Net, Store};
 use super::{LinkUse, Noise, Path, Report, Shape};
-use crate::cost::{Level, Machine, Trunk};
-use crate::schedule::cut;
+use crate::cost::{Level, Machine};
 use crate::{Error, Result};
 
 /// What happens at a time. The heap gives the earliest, and of several at one time the first pushed.
@@ -161,188 +164,7 @@ fn level(machine: &Machine, across: bool) -> &Level {
     if across { &machine.across } else { &machine.inside }
 }
 
-impl<'a> Player<'a> {
-    /// For `calls` calls one after the other: each rank begins the next one when it has ended the last.
-    pub fn new(
-        net: &'a Net,
-        machine: &'a Machine,
-        shape: Shape,
-        noise: &'a Noise,
-        calls: u32,
-    ) -> Result<Player<'a>> {
-        machine.check()?;
-        noise.check(net.ranks)?;
-        if shape.tiles == 0 || shape.ways == 0 {
-            return Err(Error::argument(format!("{} tiles, {} ways", shape.tiles, shape.ways))
-                .who("a simulation")
-                .hint("both must be at least 1"));
-        }
-        if net.symmetric && (net.played < net.ranks && !noise.is_none()) {
-            return Err(Error::argument("noise makes ranks unlike").hint("simulate without symmetry"));
-        }
-        let ways = shape.ways.min(shape.tiles);
-        let shape = Shape { ways, ..shape };
-        let mut cursors = Vec::with_capacity(net.lanes.len() * ways as usize);
-        let mut left = vec![0; net.played];
-        let mut own = vec![(0, 0); net.played];
-        for (l, lane) in net.lanes.iter().enumerate() {
-            for way in 0..ways {
-                let (rank, lane_number) = (lane.rank, l as u32);
-                cursors.push(Cursor {
-                    rank,
-                    lane: lane_number,
-                    way,
-                    tile: way,
-                    op: 0,
-                    checked: 0,
-                    latest: 0.0,
-                    path: Path::default(),
-                });
-                left[rank as usize] += u32::from(lane.ops > 0);
-            }
-            let (first, end) = &mut own[lane.rank as usize];
-            if *end == 0 {
-                *first = cursors.len() as u32 - ways;
-            }
-            *end = cursors.len() as u32;
-        }
-        let mut channels = Vec::with_capacity(net.channels.len() * ways as usize);
-        let mut slots = 0u64;
-        for c in &net.channels {
-            for way in 0..ways {
-                let tiles = u64::from((shape.tiles - way).div_ceil(ways));
-                let most = u64::from(c.messages) * tiles * u64::from(calls);
-                let depth = most.min(u64::from(level(machine, c.across).depth)) as u32;
-                let first = slots as u32;
-                slots += u64::from(depth);
-                let passed = [0; 4];
-                channels.push(Channel {
-                    first,
-                    depth,
-                    sent: 0,
-                    used: 0,
-                    passed,
-                    hungry: false,
-                    full: false,
-                    last: 0.0,
-                });
-            }
-        }
-        if slots > u64::from(u32::MAX) || channels.len() as u64 > u64::from(u32::MAX) {
-            return Err(Error::argument(format!(
-                "{slots} messages under way at a time are too many to simulate"
-            ))
-            .hint("simulate fewer ranks, fewer ways or an algorithm with fewer channels"));
-        }
-        let mut slow = vec![1.0; net.played];
-        for &(rank, factor) in &noise.slow {
-            slow[rank] = factor;
-        }
-        let rank = Rank {
-            ready: VecDeque::new(),
-            running: None,
-            has_core: false,
-            waits_for_core: false,
-            core: 0,
-            free: 0.0,
-            path: Path::default(),
-            left: 0,
-            calls,
-            cursors: (0, 0),
-            busy: 0.0,
-            started: false,
-        };
-        let ranks = left.into_iter().zip(own);
-        let ranks = ranks.map(|(left, cursors)| Rank { left, cursors, ..rank.clone() }).collect();
-        let links = [&machine.inside, &machine.across];
-        let most = net.host_sizes.iter().copied().max().unwrap_or(1);
-        let links = links.map(|l| if l.links == 0 { most } else { l.links.min(most) });
-        let hosts = net.host_sizes.len();
-        let gates = |level: usize| {
-            [
-                vec![Gate::default(); hosts * links[level] as usize],
-                vec![Gate::default(); hosts * links[level] as usize],
-            ]
-        };
-        let under = machine.trunk.map_or(0, |t| hosts.div_ceil(t.hosts as usize));
-        let mut p = Player {
-            net,
-            machine,
-            shape,
-            noise,
-            random: noise.seed,
-            now: 0.0,
-            order: 0,
-            heap: BinaryHeap::new(),
-            cursors,
-            channels,
-            slots: vec![Slot::default(); slots as usize],
-            ranks,
-            cores: Vec::new(),
-            gates: [gates(0), gates(1)],
-            links,
-            linked: [&machine.inside, &machine.across].map(|l| !l.link.is_zero()),
-            trunk: [vec![Gate::default(); under], vec![Gate::default(); under]],
-            costs: Vec::new(),
-            ends: vec![0.0; net.played],
-            calls,
-            ended: vec![0.0; calls as usize],
-            messages: 0,
-            slow,
-        };
-        p.price_pieces();
-        if let Some(cores) = machine.cores
-            && let shared = machine.core_hosts as usize
-            && net.host_sizes.chunks(shared).any(|sizes| sizes.iter().sum::<u32>() > cores)
-        {
-            p.cores = vec![Core::default(); hosts.div_ceil(shared) * cores as usize];
-            // One after the other, as ranks are bound to cores.
-            for (rank, r) in p.ranks.iter_mut().enumerate() {
-                let (host, place) = (net.hosts[rank] as usize, net.places[rank]);
-                let before: u32 = net.host_sizes[host / shared * shared..host].iter().sum();
-                r.core = (host / shared) as u32 * cores + (before + place) % cores;
-            }
-        }
-        Ok(p)
-    }
-
-    /// Costs of all pieces in the three lengths that tiles have: the same cuts as the executor's.
-    fn price_pieces(&mut self) {
-        const LINE: u64 = 64;
-        let (tiles, chunks) = (u64::from(self.shape.tiles), u64::from(self.net.chunks));
-        let lines = self.shape.block.div_ceil(LINE) / tiles * LINE;
-        let last = self.shape.block - cut(self.shape.block, tiles - 1, tiles, LINE);
-        let lengths = [lines, lines + LINE, last];
-        let symmetric = self.net.symmetric;
-        let (inside, across) = (&self.machine.inside, &self.machine.across);
-        let cost = |(at, len): (u32, u32), tile: u64| {
-            let edge = |i: u64| cut(tile, i, chunks, LINE);
-            let bytes = match symmetric {
-                true => self.shape.block as f64 / tiles as f64 * f64::from(len) / chunks as f64,
-                false => (edge(u64::from(at) + u64::from(len)) - edge(u64::from(at))) as f64,
-            };
-            Costs {
-                bytes,
-                copy: self.machine.copy.at(bytes),
-                fold: self.machine.fold.at(bytes),
-                send: [inside.send.at(bytes), across.send.at(bytes)],
-                recv: [inside.recv.at(bytes), across.recv.at(bytes)],
-                link: [inside.link.at(bytes), across.link.at(bytes)],
-            }
-        };
-        self.costs = self.net.pieces.iter().map(|&piece| lengths.map(|tile| cost(piece, tile))).collect();
-    }
-
-    /// Which of the three lengths a tile has.
-    fn length(&self, tile: u32) -> usize {
-        let (tile, tiles) = (u64::from(tile), u64::from(self.shape.tiles));
-        if tile + 1 == tiles {
-            return 2;
-        }
-        let lines = self.shape.block.div_ceil(64);
-        usize::from((tile + 1) * lines / tiles - tile * lines / tiles > lines / tiles)
-    }
-
+impl Player<'_> {
     fn push(&mut self, at: f64, kind: Kind, id: u32) {
         self.order += 1;
         self.heap.push(Reverse(Event { at: at.to_bits(), order: self.order, kind, id }));
@@ -646,86 +468,6 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Index of the link that a rank has at a level.
-    fn gate(&self, across: bool, rank: u32) -> usize {
-        let (host, links) = (self.net.hosts[rank as usize], self.links[usize::from(across)]);
-        let (place, size) = (self.net.places[rank as usize], self.net.host_sizes[host as usize]);
-        (host * links) as usize + (u64::from(place) * u64::from(links) / u64::from(size)) as usize
-    }
-
-    /// The way up that a rank's messages take, and whether those of the channel take it.
-    fn climbs(&self, port: u32, trunk: Trunk) -> Option<[usize; 2]> {
-        let c = self.net.channels[port as usize];
-        let [from, to] =
-            [c.from, c.to].map(|lane| self.net.hosts[self.net.lanes[lane as usize].rank as usize]);
-        let (up, down) = (from / trunk.hosts, to / trunk.hosts);
-        (c.across && (c.leaves || up != down)).then_some([up as usize, down as usize])
-    }
-
-    /// A message's turn at a link. Links serve in the order of asking, so asking and being served are one
-    /// step; the next link on the way is asked when the first byte gets there. Its last byte arrives when all
-    /// links have let it through.
-    fn pass(&mut self, kind: Kind, index: u32) {
-        let (port, way) = (index / self.shape.ways, index % self.shape.ways);
-        let NetChannel { across, from, to, .. } = self.net.channels[port as usize];
-        let [from, to] = [from, to].map(|lane| self.net.lanes[lane as usize].rank);
-        let latency = level(self.machine, across).latency;
-        let trunk = self.machine.trunk.and_then(|t| Some((t, self.climbs(port, t)?)));
-        let stage = kind as usize - Kind::Depart as usize;
-        let channel = &mut self.channels[index as usize];
-        let at = (channel.first + channel.passed[stage] % channel.depth) as usize;
-        channel.passed[stage] += 1;
-        let mut slot = self.slots[at];
-        let (now, level, mut last_hop) = (self.now, usize::from(across), None);
-        let up = trunk.map_or(0.0, |(t, _)| t.latency);
-        let share = |t: Trunk| t.oversubscription / f64::from(t.hosts * self.links[1]);
-        match (kind, trunk) {
-            (Kind::Depart, _) => {
-                let gate = self.gate(across, from);
-                let start = self.gates[level][OUT][gate].serve(now, slot.link);
-                slot.path.link += slot.link;
-                slot.path.queued += start - now;
-                slot.path.latency += up + latency;
-                slot.end = start + slot.link + up + latency;
-                match trunk {
-                    Some(_) => self.push(start, Kind::Climb, index),
-                    None => last_hop = Some(start + latency),
-                }
-            }
-            (Kind::Climb, Some((t, [switch, _]))) => {
-                let takes = slot.link * share(t);
-                let start = self.trunk[OUT][switch].serve(now, takes);
-                slot.delay_to(start + takes + up + latency);
-                self.push(start + up, Kind::Descend, index);
-            }
-            (Kind::Descend, Some((t, [_, switch]))) => {
-                let takes = slot.link * share(t);
-                let start = self.trunk[INTO][switch].serve(now, takes);
-                slot.delay_to(start + takes + latency);
-                last_hop = Some(start + latency);
-            }
-            _ => {
-                let gate = self.gate(across, to);
-                let start = self.gates[level][INTO][gate].serve(now, slot.link);
-                slot.delay_to(start + slot.link);
-                slot.time = slot.end;
-                if std::mem::replace(&mut self.channels[index as usize].hungry, false) {
-                    self.push(slot.time, Kind::Wake, self.receiver(port, way));
-                }
-            }
-        }
-        if let Some(there) = last_hop {
-            let jitter = self.exponential(self.noise.wire * latency);
-            let last = &mut self.channels[index as usize].last;
-            *last = last.max(there + jitter);
-            let asks = *last;
-            slot.path.latency += jitter;
-            slot.end += jitter;
-            self.push(asks, Kind::Enter, index);
-        }
-        self.slots[at] = slot;
-    }
-
     fn deadlock(&self) -> Error {
         let stuck = self
             .cursors
@@ -777,26 +519,6 @@ impl<'a> Player<'a> {
             path,
             messages: self.messages,
             events: self.order,
-        }
-    }
-}
-
-impl Gate {
-    /// When a message that asks now is served; it occupies the link for `ns`.
-    fn serve(&mut self, now: f64, ns: f64) -> f64 {
-        let start = self.free.max(now);
-        self.free = start + ns;
-        self.busy += ns;
-        start
-    }
-}
-
-impl Slot {
-    /// The last byte does not arrive before this.
-    fn delay_to(&mut self, end: f64) {
-        if end > self.end {
-            self.path.queued += end - self.end;
-            self.end = end;
         }
     }
 }

@@ -35,16 +35,21 @@
 //! before any slot is given back: where the next ones go the other way, as in broadcasts from changing
 //! roots, their sender finds slots whose lines are in its cache, and no credit line is written.
 
+mod doorbell;
+mod fetch;
 mod fuzz;
+mod refs;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::{Fault, Link, REF_MIN, Recv};
 use crate::memory::{Arena, PeerArena};
+pub use doorbell::Doorbell;
+use fetch::{opaque, prefetch_read, prefetch_write};
 #[doc(hidden)]
 pub use fuzz::fuzz_shm;
+use refs::GIVEN_UP;
 
 const LINE: usize = 64;
 const PAGE: usize = 4096;
@@ -89,69 +94,6 @@ const REPLY_REF: u8 = 0xfd;
 const TAKEN_BACK: u8 = 0xfc;
 const CLAIMED: u8 = 0xfb;
 const WRITTEN: u8 = 0xfa;
-
-/// How long who takes a reference back waits for a peer that writes there: that takes microseconds, unless the
-/// system lets it do nothing, or it has died in the middle.
-const WRITES: Duration = Duration::from_millis(200);
-
-/// The fault of a link whose peer has taken a reference back.
-const GIVEN_UP: &str = "it has given up the call";
-
-/// A process's doorbell: where its threads sleep, and how others wake them.
-#[repr(C, align(64))]
-#[derive(Default)]
-pub struct Doorbell {
-    /// Threads that sleep here or are about to.
-    sleepers: AtomicU32,
-    /// Number of rings that somebody slept for; they sleep on this word.
-    rings: AtomicU32,
-}
-
-impl Doorbell {
-    pub const fn new() -> Doorbell {
-        Doorbell { sleepers: AtomicU32::new(0), rings: AtomicU32::new(0) }
-    }
-
-    /// Wakes the process's threads that sleep. Cheap when none does. `fenced`: orders it after the store
-    /// that they wait for; without, the sleepers see to that (`membarrier`).
-    #[inline]
-    pub fn ring(&self, fenced: bool) {
-        if fenced {
-            fence(Ordering::SeqCst);
-        }
-        if self.sleepers.load(Ordering::Relaxed) != 0 {
-            self.wake();
-        }
-    }
-
-    #[cold]
-    fn wake(&self) {
-        self.rings.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: futex on a word that is mapped as long as `self` lives.
-        unsafe { libc::syscall(libc::SYS_futex, self.rings.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
-    }
-
-    /// The calling thread is about to sleep: what it must then look at once more, [`Doorbell::sleep`] and
-    /// [`Doorbell::leave`] follow. The answer is for `sleep`.
-    pub fn arrive(&self) -> u32 {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        self.rings.load(Ordering::SeqCst)
-    }
-
-    /// Sleeps until somebody rings, if nobody has since `arrive` gave this ticket, at most for `time`.
-    pub fn sleep(&self, ticket: u32, time: Duration) {
-        let t = libc::timespec {
-            tv_sec: time.as_secs() as libc::time_t,
-            tv_nsec: libc::c_long::from(time.subsec_nanos() as i32),
-        };
-        // SAFETY: futex on a word that is mapped as long as `self` lives.
-        unsafe { libc::syscall(libc::SYS_futex, self.rings.as_ptr(), libc::FUTEX_WAIT, ticket, &t) };
-    }
-
-    pub fn leave(&self) {
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -378,68 +320,6 @@ impl ShmLink {
         }
     }
 
-    /// Whether the message by reference that is being received was still so when the last byte of it had been
-    /// read. If not, what was read may be anything.
-    fn stands(&mut self) -> bool {
-        if self.claimed {
-            self.claimed = false;
-            return self.mark(CLAIMED, WRITTEN);
-        }
-        // After the reads of the message: see `abandon`.
-        fence(Ordering::Acquire);
-        // SAFETY: the peer's header line.
-        let w = unsafe { Self::word(Self::line(self.rx, self.received)) }.load(Ordering::Relaxed);
-        (w >> 24) as u8 != TAKEN_BACK || self.tear()
-    }
-
-    /// Says something else of the message by reference that is being received, unless its sender has taken it back.
-    /// What was written there before is seen by who sees this.
-    fn mark(&mut self, from: u8, to: u8) -> bool {
-        // SAFETY: the peer's header line.
-        let word = unsafe { Self::word(Self::line(self.rx, self.received)) };
-        let w = word.load(Ordering::Relaxed);
-        let so = (w >> 24) as u8 == from;
-        so && word.compare_exchange(w, coded(w, to), Ordering::AcqRel, Ordering::Relaxed).is_ok()
-            || self.tear()
-    }
-
-    /// The message that is being received was taken back.
-    #[cold]
-    fn tear(&mut self) -> bool {
-        self.current = Place::None;
-        self.torn = true;
-        self.broken(GIVEN_UP);
-        false
-    }
-
-    /// Before the reply is written, where [`Link::send_reply_slot`] has placed it in its receiver's own memory: so
-    /// that who gives the call up waits until that is over (at [`Link::release`]). False, and the link has a fault, if
-    /// it has been given up already: then nothing may be written.
-    #[inline]
-    pub fn claim(&mut self) -> bool {
-        if let (Place::Peer(to), Place::Peer(from)) = (self.next, self.current)
-            && to == from
-            && !self.claimed
-        {
-            self.claimed = self.mark(BY_REF, CLAIMED);
-            return self.claimed;
-        }
-        true
-    }
-
-    /// The reply that was claimed is not written after all.
-    #[cold]
-    pub fn disclaim(&mut self) {
-        if std::mem::take(&mut self.claimed) {
-            self.mark(CLAIMED, BY_REF);
-        }
-    }
-
-    #[inline]
-    pub fn torn(&self) -> bool {
-        self.torn
-    }
-
     fn broken(&mut self, text: &str) -> Recv {
         self.fault = Some(Fault::Broken(text.into()));
         Recv::Fault
@@ -482,47 +362,6 @@ impl ShmLink {
         self.next = Place::None;
         self.ring();
     }
-}
-
-/// A header word with something else said of its message.
-#[inline]
-fn coded(word: u64, code: u8) -> u64 {
-    word & !(0xff << 24) | u64::from(code) << 24
-}
-
-/// `x`, of which the compiler does not know that it equals something else.
-#[inline(always)]
-fn opaque(x: u8) -> u8 {
-    let mut y = usize::from(x);
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) y, options(nomem, nostack, preserves_flags, pure)) };
-    y as u8
-}
-
-/// Fetches the line at `p` for writing.
-#[inline(always)]
-fn prefetch_write(p: *mut u8) {
-    // In assembly, because for the x86-64 baseline the intrinsic becomes a prefetch for reading. It has no
-    // effect on memory, and 64-bit processors without it take it for a no-op.
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch cannot fault.
-    unsafe {
-        std::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
-}
-
-#[inline]
-fn prefetch_read(p: *mut u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch cannot fault.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast_const().cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 impl Link for ShmLink {
@@ -740,33 +579,8 @@ impl Link for ShmLink {
         true
     }
 
-    /// Takes back the references that the peer may still read: it finds that out when it has done so, before it
-    /// uses what it has read. Where it writes its reply just now, that is waited for.
     fn abandon(&mut self) {
-        self.collect();
-        let until = Instant::now() + WRITES;
-        for seq in (0..DEPTH).map(|i| self.acked.wrapping_add(i)).take_while(|&seq| seq != self.sent) {
-            // SAFETY: our own header line.
-            let word = unsafe { Self::word(Self::line(self.tx, seq)) };
-            loop {
-                // Acquire: what the peer has written comes with its word that it has.
-                let w = word.load(Ordering::Acquire);
-                let code = (w >> 24) as u8;
-                if code != BY_REF && code != CLAIMED || w as u16 != seq.wrapping_add(1) as u16 {
-                    break;
-                }
-                if code == CLAIMED && Instant::now() < until {
-                    std::thread::sleep(Duration::from_micros(20));
-                    continue;
-                }
-                let back = coded(w, TAKEN_BACK);
-                if word.compare_exchange(w, back, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                    break;
-                }
-            }
-        }
-        // Before whatever the owner of that memory does with it from now on.
-        fence(Ordering::SeqCst);
+        self.take_back();
     }
 
     fn capacity(&self) -> usize {
