@@ -377,6 +377,11 @@ impl Fabric {
         }
     }
 
+    /// The process of a rank, as its own host numbers it.
+    pub fn pid(&self, rank: usize) -> u32 {
+        self.boot.members[rank].pid
+    }
+
     fn meet(&self, rank: usize, data: Data, stream: Option<UnixStream>, fd: RawFd) -> Conn {
         let member = |r: usize| {
             let m = &self.boot.members[r];

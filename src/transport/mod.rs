@@ -112,8 +112,11 @@ pub trait Link {
     }
 
     /// The call under way is given up: from here on nothing refers to the caller's memory, or who reads it all
-    /// the same finds out before it uses what it has read. A peer that is writing there now is waited for, not long.
-    fn abandon(&mut self) {}
+    /// the same finds out before it uses what it has read. A peer that is writing there now is waited for, for as long as
+    /// `wait`, which is asked again and again, says so. After that it may still write there.
+    fn abandon(&mut self, wait: &mut dyn FnMut() -> bool) {
+        let _ = wait;
+    }
 
     /// Largest message in bytes that `send_slot` takes.
     fn capacity(&self) -> usize;
@@ -209,8 +212,8 @@ impl Link for AnyLink {
     fn finish(&mut self) {
         forward!(self, l => l.finish())
     }
-    fn abandon(&mut self) {
-        forward!(self, l => l.abandon())
+    fn abandon(&mut self, wait: &mut dyn FnMut() -> bool) {
+        forward!(self, l => l.abandon(wait))
     }
     fn capacity(&self) -> usize {
         forward!(self, l => l.capacity())

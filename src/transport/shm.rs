@@ -579,8 +579,8 @@ impl Link for ShmLink {
         true
     }
 
-    fn abandon(&mut self) {
-        self.take_back();
+    fn abandon(&mut self, wait: &mut dyn FnMut() -> bool) {
+        self.take_back(wait);
     }
 
     fn capacity(&self) -> usize {

@@ -346,9 +346,15 @@ impl Inner {
         let text = if told { e.what.clone() } else { format!("rank {} failed: {e}", self.rank) };
         let saying = Saying::Abort { code: e.code as i32, text };
         self.tell(saying.clone());
-        // Nothing may refer to the callers' buffers after their calls have returned.
-        for l in &mut self.links {
-            l.abandon();
+        // Nothing may refer to the callers' buffers after their calls have returned. A rank that is stopped in the middle
+        // of writing into one goes on with that when it runs again, also if it has lost its connections meanwhile.
+        let until = Instant::now() + self.config.timeout;
+        for (l, &peer) in self.links.iter_mut().zip(&self.owner) {
+            let process = self.fabric.pid(self.members[peer as usize] as usize);
+            l.abandon(&mut || {
+                std::thread::sleep(Duration::from_micros(20));
+                Instant::now() < until && lives(process)
+            });
         }
         for c in &self.tcp {
             c.pump();
@@ -375,6 +381,16 @@ impl Inner {
             self.fail(&e);
         }
     }
+}
+
+/// Whether there is a process of this number that has not ended.
+fn lives(pid: u32) -> bool {
+    // SAFETY: no signal is sent.
+    let there = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0
+        || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    // One that nobody has waited for is there, but does nothing any more. Its state comes after its name.
+    let ended = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
+    there && !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(ended)
 }
 
 /// The error with the place where it happened, unless it was told by another rank.

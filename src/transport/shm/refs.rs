@@ -2,13 +2,8 @@
 //! the other reads or writes there.
 
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
 
 use super::{BY_REF, CLAIMED, DEPTH, Place, ShmLink, TAKEN_BACK, WRITTEN};
-
-/// How long who takes a reference back waits for a peer that writes there: that takes microseconds, unless the
-/// system lets it do nothing, or it has died in the middle.
-const WRITES: Duration = Duration::from_millis(200);
 
 /// The fault of a link whose peer has taken a reference back.
 pub(super) const GIVEN_UP: &str = "it has given up the call";
@@ -77,10 +72,10 @@ impl ShmLink {
     }
 
     /// Takes back the references that the peer may still read: it finds that out when it has done so, before it
-    /// uses what it has read. Where it writes its reply just now, that is waited for.
-    pub(super) fn take_back(&mut self) {
+    /// uses what it has read. Where it writes its reply just now, that is waited for: it takes microseconds, unless the
+    /// system lets the peer do nothing, or it has died in the middle.
+    pub(super) fn take_back(&mut self, wait: &mut dyn FnMut() -> bool) {
         self.collect();
-        let until = Instant::now() + WRITES;
         for seq in (0..DEPTH).map(|i| self.acked.wrapping_add(i)).take_while(|&seq| seq != self.sent) {
             // SAFETY: our own header line.
             let word = unsafe { Self::word(Self::line(self.tx, seq)) };
@@ -91,8 +86,7 @@ impl ShmLink {
                 if code != BY_REF && code != CLAIMED || w as u16 != seq.wrapping_add(1) as u16 {
                     break;
                 }
-                if code == CLAIMED && Instant::now() < until {
-                    std::thread::sleep(Duration::from_micros(20));
+                if code == CLAIMED && wait() {
                     continue;
                 }
                 let back = coded(w, TAKEN_BACK);

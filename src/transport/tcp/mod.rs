@@ -511,7 +511,7 @@ impl Link for TcpLink {
 
     /// What is still to be sent of the caller's memory is copied, and the rest of a message that is landing
     /// goes to memory of our own. The connection and this link stay as they are.
-    fn abandon(&mut self) {
+    fn abandon(&mut self, _: &mut dyn FnMut() -> bool) {
         self.shared.conn().proto.abandon(self.ix);
     }
 
