@@ -38,7 +38,7 @@ slowest rank's min, median, p99 and max; then the plan: algorithm x tiles, trans
 send_recv: every rank sends to the next one and receives from the one before.
 
 --algo all measures every algorithm beside graccl's choice, on one communicator and in turns, and
-compares within rounds of turns: the median of what each took in times of its round's mean. An
+compares within rounds of turns: the mean of the middle half of what each took in times of its round's mean. An
 algorithm whose plan is the choice's is not measured twice. The mean of busbw is that of the choice.
 
 Under a launcher (graccl run, mpirun, srun, torchrun) it joins that job; else it starts --np ranks.

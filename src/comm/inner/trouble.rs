@@ -14,6 +14,9 @@ use crate::{Code, Error, Result};
 use super::prepare::Plan;
 use super::{Inner, Stage, Task, guarded};
 
+/// So long a write of some microseconds may take where the machine is busy, whatever is known of who writes.
+const WRITE: Duration = Duration::from_millis(200);
+
 /// Between looks at the clock, the words and the abort flag while nothing moves.
 const CHECK: Duration = Duration::from_millis(1);
 /// A wait this long makes ranks compare their calls.
@@ -348,12 +351,13 @@ impl Inner {
         self.tell(saying.clone());
         // Nothing may refer to the callers' buffers after their calls have returned. A rank that is stopped in the middle
         // of writing into one goes on with that when it runs again, also if it has lost its connections meanwhile.
-        let until = Instant::now() + self.config.timeout;
+        let begun = Instant::now();
         for (l, &peer) in self.links.iter_mut().zip(&self.owner) {
             let process = self.fabric.pid(self.members[peer as usize] as usize);
             l.abandon(&mut || {
                 std::thread::sleep(Duration::from_micros(20));
-                Instant::now() < until && lives(process)
+                let waited = begun.elapsed();
+                waited < WRITE || waited < self.config.timeout && lives(process)
             });
         }
         for c in &self.tcp {
@@ -383,7 +387,8 @@ impl Inner {
     }
 }
 
-/// Whether there is a process of this number that has not ended.
+/// Whether there is a process of this number that has not ended. (In another container the number may mean another one,
+/// or none.)
 fn lives(pid: u32) -> bool {
     // SAFETY: no signal is sent.
     let there = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0
