@@ -804,6 +804,150 @@ graccl_result_t graccl_reduce_scatter_v_async(const void *send,
                                               graccl_request_t **request);
 
 /**
+ * Reduces the ranks' send buffers, element by element, into the root's recv buffer.
+ *
+ * @param send This rank's contribution, count elements; only read.
+ * @param recv On the root: the result, count elements. In place: recv == send. Other overlaps are
+ *        refused. Not used on other ranks, where it may be NULL.
+ * @param count Elements, the same on all ranks. With 0 the pointers may be NULL.
+ * @param data_type Type of the elements, at least aligned as C aligns it.
+ * @param op How they are combined.
+ * @param root The root's rank, the same on all ranks.
+ * @param comm The communicator.
+ * @return As graccl_all_reduce; GRACCL_INVALID_ARGUMENT also for a root that is not a rank.
+ *
+ * The buffers stay the caller's.
+ *
+ * Thread-safety: as graccl_all_reduce.
+ */
+graccl_result_t graccl_reduce(const void *send,
+                              void *recv,
+                              size_t count,
+                              graccl_data_type_t data_type,
+                              graccl_red_op_t op,
+                              int root,
+                              graccl_comm_t *comm);
+
+/**
+ * graccl_reduce without waiting: starts it and returns at once.
+ *
+ * @param send As graccl_reduce; in use until the call is over.
+ * @param recv As graccl_reduce; in use until the call is over.
+ * @param count As graccl_reduce.
+ * @param data_type As graccl_reduce.
+ * @param op As graccl_reduce.
+ * @param root As graccl_reduce.
+ * @param comm The communicator.
+ * @param request Where to put the request, the caller's to end: see graccl_request_t. NULL after
+ *        an error.
+ * @return As graccl_all_reduce_async.
+ *
+ * Thread-safety: as graccl_all_reduce_async.
+ */
+graccl_result_t graccl_reduce_async(const void *send,
+                                    void *recv,
+                                    size_t count,
+                                    graccl_data_type_t data_type,
+                                    graccl_red_op_t op,
+                                    int root,
+                                    graccl_comm_t *comm,
+                                    graccl_request_t **request);
+
+/**
+ * Reduces, element by element, the send buffers of the ranks up to and including each rank into
+ * that rank's recv buffer.
+ *
+ * @param send This rank's contribution, count elements; only read.
+ * @param recv The result of ranks 0 .. rank, count elements. In place: recv == send. Other
+ *        overlaps are refused.
+ * @param count Elements, the same on all ranks. With 0 the pointers may be NULL.
+ * @param data_type Type of the elements, at least aligned as C aligns it.
+ * @param op How they are combined.
+ * @param comm The communicator.
+ * @return As graccl_all_reduce.
+ *
+ * The buffers stay the caller's.
+ *
+ * Thread-safety: as graccl_all_reduce.
+ */
+graccl_result_t graccl_scan(const void *send,
+                            void *recv,
+                            size_t count,
+                            graccl_data_type_t data_type,
+                            graccl_red_op_t op,
+                            graccl_comm_t *comm);
+
+/**
+ * graccl_scan without waiting: starts it and returns at once.
+ *
+ * @param send As graccl_scan; in use until the call is over.
+ * @param recv As graccl_scan; in use until the call is over.
+ * @param count As graccl_scan.
+ * @param data_type As graccl_scan.
+ * @param op As graccl_scan.
+ * @param comm The communicator.
+ * @param request Where to put the request, the caller's to end: see graccl_request_t. NULL after
+ *        an error.
+ * @return As graccl_all_reduce_async.
+ *
+ * Thread-safety: as graccl_all_reduce_async.
+ */
+graccl_result_t graccl_scan_async(const void *send,
+                                  void *recv,
+                                  size_t count,
+                                  graccl_data_type_t data_type,
+                                  graccl_red_op_t op,
+                                  graccl_comm_t *comm,
+                                  graccl_request_t **request);
+
+/**
+ * Reduces, element by element, the send buffers of the ranks before each rank into that rank's
+ * recv buffer.
+ *
+ * @param send This rank's contribution, count elements; only read.
+ * @param recv The result of ranks 0 .. rank-1, count elements. In place: recv == send. Other
+ *        overlaps are refused. Left as it was on rank 0, where it may be NULL.
+ * @param count Elements, the same on all ranks. With 0 the pointers may be NULL.
+ * @param data_type Type of the elements, at least aligned as C aligns it.
+ * @param op How they are combined.
+ * @param comm The communicator.
+ * @return As graccl_all_reduce.
+ *
+ * The buffers stay the caller's.
+ *
+ * Thread-safety: as graccl_all_reduce.
+ */
+graccl_result_t graccl_exscan(const void *send,
+                              void *recv,
+                              size_t count,
+                              graccl_data_type_t data_type,
+                              graccl_red_op_t op,
+                              graccl_comm_t *comm);
+
+/**
+ * graccl_exscan without waiting: starts it and returns at once.
+ *
+ * @param send As graccl_exscan; in use until the call is over.
+ * @param recv As graccl_exscan; in use until the call is over.
+ * @param count As graccl_exscan.
+ * @param data_type As graccl_exscan.
+ * @param op As graccl_exscan.
+ * @param comm The communicator.
+ * @param request Where to put the request, the caller's to end: see graccl_request_t. NULL after
+ *        an error.
+ * @return As graccl_all_reduce_async.
+ *
+ * Thread-safety: as graccl_all_reduce_async.
+ */
+graccl_result_t graccl_exscan_async(const void *send,
+                                    void *recv,
+                                    size_t count,
+                                    graccl_data_type_t data_type,
+                                    graccl_red_op_t op,
+                                    graccl_comm_t *comm,
+                                    graccl_request_t **request);
+
+/**
  * Gives every rank the blocks of all ranks, in the order of the ranks.
  *
  * @param send This rank's block, send_count elements; only read.
@@ -940,56 +1084,6 @@ graccl_result_t graccl_broadcast_async(const void *send,
                                        int root,
                                        graccl_comm_t *comm,
                                        graccl_request_t **request);
-
-/**
- * Reduces the ranks' send buffers, element by element, into the root's recv buffer.
- *
- * @param send This rank's contribution, count elements; only read.
- * @param recv On the root: the result, count elements. In place: recv == send. Other overlaps are
- *        refused. Not used on other ranks, where it may be NULL.
- * @param count Elements, the same on all ranks. With 0 the pointers may be NULL.
- * @param data_type Type of the elements, at least aligned as C aligns it.
- * @param op How they are combined.
- * @param root The root's rank, the same on all ranks.
- * @param comm The communicator.
- * @return As graccl_all_reduce; GRACCL_INVALID_ARGUMENT also for a root that is not a rank.
- *
- * The buffers stay the caller's.
- *
- * Thread-safety: as graccl_all_reduce.
- */
-graccl_result_t graccl_reduce(const void *send,
-                              void *recv,
-                              size_t count,
-                              graccl_data_type_t data_type,
-                              graccl_red_op_t op,
-                              int root,
-                              graccl_comm_t *comm);
-
-/**
- * graccl_reduce without waiting: starts it and returns at once.
- *
- * @param send As graccl_reduce; in use until the call is over.
- * @param recv As graccl_reduce; in use until the call is over.
- * @param count As graccl_reduce.
- * @param data_type As graccl_reduce.
- * @param op As graccl_reduce.
- * @param root As graccl_reduce.
- * @param comm The communicator.
- * @param request Where to put the request, the caller's to end: see graccl_request_t. NULL after
- *        an error.
- * @return As graccl_all_reduce_async.
- *
- * Thread-safety: as graccl_all_reduce_async.
- */
-graccl_result_t graccl_reduce_async(const void *send,
-                                    void *recv,
-                                    size_t count,
-                                    graccl_data_type_t data_type,
-                                    graccl_red_op_t op,
-                                    int root,
-                                    graccl_comm_t *comm,
-                                    graccl_request_t **request);
 
 /**
  * Gives the root the blocks of all ranks, in the order of the ranks.
@@ -1306,100 +1400,6 @@ graccl_result_t graccl_all_to_all_v_async(const void *send,
                                           graccl_data_type_t data_type,
                                           graccl_comm_t *comm,
                                           graccl_request_t **request);
-
-/**
- * Reduces, element by element, the send buffers of the ranks up to and including each rank into
- * that rank's recv buffer.
- *
- * @param send This rank's contribution, count elements; only read.
- * @param recv The result of ranks 0 .. rank, count elements. In place: recv == send. Other
- *        overlaps are refused.
- * @param count Elements, the same on all ranks. With 0 the pointers may be NULL.
- * @param data_type Type of the elements, at least aligned as C aligns it.
- * @param op How they are combined.
- * @param comm The communicator.
- * @return As graccl_all_reduce.
- *
- * The buffers stay the caller's.
- *
- * Thread-safety: as graccl_all_reduce.
- */
-graccl_result_t graccl_scan(const void *send,
-                            void *recv,
-                            size_t count,
-                            graccl_data_type_t data_type,
-                            graccl_red_op_t op,
-                            graccl_comm_t *comm);
-
-/**
- * graccl_scan without waiting: starts it and returns at once.
- *
- * @param send As graccl_scan; in use until the call is over.
- * @param recv As graccl_scan; in use until the call is over.
- * @param count As graccl_scan.
- * @param data_type As graccl_scan.
- * @param op As graccl_scan.
- * @param comm The communicator.
- * @param request Where to put the request, the caller's to end: see graccl_request_t. NULL after
- *        an error.
- * @return As graccl_all_reduce_async.
- *
- * Thread-safety: as graccl_all_reduce_async.
- */
-graccl_result_t graccl_scan_async(const void *send,
-                                  void *recv,
-                                  size_t count,
-                                  graccl_data_type_t data_type,
-                                  graccl_red_op_t op,
-                                  graccl_comm_t *comm,
-                                  graccl_request_t **request);
-
-/**
- * Reduces, element by element, the send buffers of the ranks before each rank into that rank's
- * recv buffer.
- *
- * @param send This rank's contribution, count elements; only read.
- * @param recv The result of ranks 0 .. rank-1, count elements. In place: recv == send. Other
- *        overlaps are refused. Left as it was on rank 0, where it may be NULL.
- * @param count Elements, the same on all ranks. With 0 the pointers may be NULL.
- * @param data_type Type of the elements, at least aligned as C aligns it.
- * @param op How they are combined.
- * @param comm The communicator.
- * @return As graccl_all_reduce.
- *
- * The buffers stay the caller's.
- *
- * Thread-safety: as graccl_all_reduce.
- */
-graccl_result_t graccl_exscan(const void *send,
-                              void *recv,
-                              size_t count,
-                              graccl_data_type_t data_type,
-                              graccl_red_op_t op,
-                              graccl_comm_t *comm);
-
-/**
- * graccl_exscan without waiting: starts it and returns at once.
- *
- * @param send As graccl_exscan; in use until the call is over.
- * @param recv As graccl_exscan; in use until the call is over.
- * @param count As graccl_exscan.
- * @param data_type As graccl_exscan.
- * @param op As graccl_exscan.
- * @param comm The communicator.
- * @param request Where to put the request, the caller's to end: see graccl_request_t. NULL after
- *        an error.
- * @return As graccl_all_reduce_async.
- *
- * Thread-safety: as graccl_all_reduce_async.
- */
-graccl_result_t graccl_exscan_async(const void *send,
-                                    void *recv,
-                                    size_t count,
-                                    graccl_data_type_t data_type,
-                                    graccl_red_op_t op,
-                                    graccl_comm_t *comm,
-                                    graccl_request_t **request);
 
 /**
  * Makes a reduction that multiplies this rank's contributions by a factor before they are summed.
