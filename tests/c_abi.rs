@@ -30,19 +30,8 @@ fn header() -> String {
     ));
     let mut builder = cbindgen::Builder::new().with_config(config);
     let areas = [
-        "handle",
-        "comm",
-        "config",
-        "types",
-        "folding",
-        "moving",
-        "red_op",
-        "p2p",
-        "request",
-        "group",
-        "bucketer",
-        "memory",
-        "error",
+        "handle", "comm", "config", "types", "folding", "moving", "red_op", "p2p", "request", "group",
+        "bucketer", "memory", "error",
     ];
     for area in areas {
         builder = builder.with_src(root.join(format!("src/capi/{area}.rs")));
