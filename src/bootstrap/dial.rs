@@ -90,6 +90,11 @@ impl Dial {
         self.next_try = now;
     }
 
+    /// An address is worth another try.
+    pub fn again(&mut self, addr: Addr) {
+        self.untried.push_front(addr);
+    }
+
     /// The right process was reached, and then the connection ended.
     pub fn broken(&self, with: &str, why: &str) -> Error {
         if self.hello.to == ROOT {
@@ -164,7 +169,7 @@ impl State {
                     dial.next_try = now + STAGGER;
                     let deadline = dial.patience.map(|p| now + p);
                     let c = Conn::new(sock, unix, addr.to_string(), deadline);
-                    self.conns.insert(token, (c, Step::Connecting { ticket }));
+                    self.conns.insert(token, (c, Step::Connecting { ticket, addr }));
                     self.drive(token, now);
                 }
                 Err(e) if unix && e.kind() == std::io::ErrorKind::WouldBlock => {

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::conn::{Conn, Fill, out_of_fds};
+use super::conn::{Addr, Conn, Fill, out_of_fds};
 use super::dial::Dial;
-use super::service::{Outcome, State, Task, no_socket};
+use super::service::{HANDSHAKE, Outcome, State, Task, no_socket};
 use super::wire::{
     self, ANSWER_LEN, From, HELLO_LEN, Hello, Join, Key, MAX_BODY, Refusal, Role, Tag, frame_len, random,
 };
@@ -15,9 +15,9 @@ use crate::log::{Level, log};
 /// How far a connection has come.
 pub(super) enum Step {
     /// Connector: the system connects.
-    Connecting { ticket: u64 },
-    /// Connector: the hello is out, the answer awaited.
-    Answer { ticket: u64, hello: [u8; HELLO_LEN] },
+    Connecting { ticket: u64, addr: Addr },
+    /// Connector: the hello is out, since then, the answer awaited.
+    Answer { ticket: u64, addr: Addr, hello: [u8; HELLO_LEN], since: Instant },
     /// Connector: the acceptor is the right one, and was sent what it must know.
     Reply { ticket: u64, secret: Key },
     /// Acceptor: awaits a stranger's hello.
@@ -86,7 +86,8 @@ impl State {
     }
 
     fn advance(&mut self, token: u64, c: &mut Conn, step: &mut Step) -> Next {
-        if let Step::Connecting { ticket } = *step {
+        if let Step::Connecting { ticket, addr } = step {
+            let (ticket, addr) = (*ticket, addr.clone());
             match c.sock.take_error() {
                 Ok(None) if c.sock.peer_addr().is_ok() => {}
                 Ok(None) => return Next::Stay,
@@ -103,7 +104,7 @@ impl State {
             }
             c.send(&hello, None);
             c.expect(ANSWER_LEN);
-            *step = Step::Answer { ticket, hello };
+            *step = Step::Answer { ticket, addr, hello, since: Instant::now() };
         }
         match c.flush() {
             Ok(true) => {}
@@ -189,10 +190,16 @@ impl State {
     }
 
     fn on_answer(&mut self, token: u64, c: &mut Conn, step: &mut Step) -> Next {
-        let Step::Answer { ticket, hello } = step else { return Next::Stay };
+        let Step::Answer { ticket, addr, hello, since } = step else { return Next::Stay };
         let ticket = *ticket;
         let answer = c.bytes().try_into().expect("asked for this many");
         let Some(dial) = self.dial_of(ticket) else { return Next::Close("given up".into()) };
+        if since.elapsed() > HANDSHAKE / 2 {
+            // One of the two was stopped, or had no core. The other waits for no proof any more, or not much
+            // longer; but once that is sent, a connection that ends is a process that has.
+            dial.again(addr.clone());
+            return Next::Close("its answer came too late".into());
+        }
         let secret = match wire::check_answer(&dial.key, hello, answer) {
             Ok(secret) => secret,
             Err(why) => return Next::Close(why),
@@ -236,7 +243,7 @@ impl State {
     /// A connection ended before its time.
     pub fn closed(&mut self, token: u64, c: Conn, step: Step, why: String, now: Instant) {
         match step {
-            Step::Connecting { ticket } | Step::Answer { ticket, .. } => {
+            Step::Connecting { ticket, .. } | Step::Answer { ticket, .. } => {
                 if let Some(dial) = self.dial_of(ticket) {
                     dial.lost(token, format!("{}: {why}", c.with), now);
                     self.dial_more(ticket, now);
@@ -323,7 +330,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
-    use super::super::conn::Addr;
     use super::super::service::Service;
     use super::*;
     use crate::bootstrap::Member;
@@ -461,6 +467,31 @@ mod tests {
         read::<HELLO_LEN>(&mut s);
         s.write_all(&recorded).unwrap();
         assert!(failed(ticket).contains("could not prove"));
+    }
+
+    /// Whoever was stopped between hello and answer has been given up by the other, and begins anew.
+    #[test]
+    fn a_late_answer_is_asked_for_again() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let key: Key = random().unwrap();
+        let (ticket, mut s) = dialled(&listener, key, 1);
+        let answer = |s: &mut TcpStream| {
+            let (hello, nonce) = (read(s), random().unwrap());
+            let secret = wire::secret(&key, &hello, &nonce);
+            s.write_all(&wire::answer(&secret, &nonce)).unwrap();
+            secret
+        };
+        std::thread::sleep(HANDSHAKE / 2);
+        answer(&mut s);
+        assert_eq!(rest(&mut s), 0, "no proof to whom does not wait for it");
+        let (mut s, _) = listener.accept().unwrap();
+        s.set_read_timeout(Some(SOON)).unwrap();
+        let secret = answer(&mut s);
+        s.write_all(&wire::seal(&secret, From::Acceptor, b"here")).unwrap();
+        match Service::get().unwrap().look(ticket, Instant::now() + SOON) {
+            Some(Ok(Outcome::Peer(_, _, hello, _))) => assert_eq!(hello, b"here"),
+            _ => panic!("not connected"),
+        }
     }
 
     #[test]

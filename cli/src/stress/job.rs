@@ -48,15 +48,13 @@ pub struct Outcome {
     /// Most memory that a rank gained between two quarters of a round, KiB.
     pub growth: i64,
     pub complaints: Vec<String>,
+    /// What was done to whom, and when.
+    pub done: Vec<String>,
 }
 
 impl Outcome {
     pub fn failed(&self) -> bool {
         self.wrong + self.hangs + self.leaks + self.errors > 0
-    }
-
-    fn fault(&mut self, kind: &'static str) {
-        *self.faults.entry(kind).or_default() += 1;
     }
 }
 
@@ -292,6 +290,12 @@ impl Round<'_> {
         self.outcome.complaints.push(format!("{at:.3} s, rank {rank}: {what}"));
     }
 
+    fn fault(&mut self, kind: &'static str, rank: usize, more: &str) {
+        *self.outcome.faults.entry(kind).or_default() += 1;
+        let at = self.start.elapsed().as_secs_f64();
+        self.outcome.done.push(format!("{at:.3} s, rank {rank}: {kind}{more}"));
+    }
+
     /// One more deadline that passed, or the outcome of one.
     fn expired(&mut self, rank: usize, what: &str, count: fn(&mut Outcome) -> &mut u64) {
         if self.late < STARVED {
@@ -401,8 +405,9 @@ impl Round<'_> {
                 let r = &mut self.ranks.0[rank];
                 fault::signal(r.child.id(), libc::SIGSTOP);
                 let most = if self.faults.r.percent(5) { LONG_STOP } else { STOP };
-                r.stopped_until = Some(now + self.faults.r.time(most));
-                self.outcome.fault("stop");
+                let pause = self.faults.r.time(most);
+                r.stopped_until = Some(now + pause);
+                self.fault("stop", rank, &format!(" for {:.3} s", pause.as_secs_f64()));
             }
         }
         // Nothing breaks while ranks join: an attempt to join cannot be repaired.
@@ -419,7 +424,7 @@ impl Round<'_> {
                 self.broken = true;
                 self.ranks.0[rank].killed = true;
                 fault::signal(self.ranks.0[rank].child.id(), libc::SIGKILL);
-                self.outcome.fault("kill");
+                self.fault("kill", rank, "");
             }
             Break::Cut | Break::Part => {
                 // As above.
@@ -429,8 +434,8 @@ impl Round<'_> {
                 }
                 let Some(rank) = self.choose(|_| true) else { return };
                 self.broken = true;
-                if fault::cut(self.ranks.0[rank].child.id(), &mut self.faults.r).is_some() {
-                    self.outcome.fault("cut");
+                if let Some(what) = fault::cut(self.ranks.0[rank].child.id(), &mut self.faults.r) {
+                    self.fault("cut", rank, &format!(", {what}"));
                 }
             }
             Break::Abort => {
@@ -440,7 +445,7 @@ impl Round<'_> {
                 if let Some(orders) = &mut self.ranks.0[rank].orders
                     && writeln!(orders, "{order}").is_ok()
                 {
-                    self.outcome.fault("abort");
+                    self.fault("abort", rank, "");
                 }
             }
         }

@@ -132,6 +132,7 @@ pub fn main(a: &StressArgs) -> Result<u8> {
                 ),
             );
             let _ = std::fs::write(dir.join("complaints"), o.complaints.join("\n"));
+            let _ = std::fs::write(dir.join("faults"), o.done.join("\n"));
             sums.failed.push(plan.seed);
         } else {
             let _ = std::fs::remove_dir_all(&dir);

@@ -43,9 +43,9 @@ impl ShmLink {
         false
     }
 
-    /// Before the reply is written, where [`send_reply_slot`](crate::transport::Link::send_reply_slot) has placed it in its receiver's own memory: so
-    /// that who gives the call up waits until that is over (at [`release`](crate::transport::Link::release)). False, and the link has a fault, if
-    /// it has been given up already: then nothing may be written.
+    /// Before the reply is written, where `send_reply_slot` has placed it in its receiver's own memory: so that who
+    /// gives the call up waits until that is over (at `release`). False, and the link has a fault, if it has been given
+    /// up already: then nothing may be written.
     #[inline]
     pub fn claim(&mut self) -> bool {
         if let (Place::Peer(to), Place::Peer(from)) = (self.next, self.current)
