@@ -330,6 +330,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use super::super::root::Root;
     use super::super::service::Service;
     use super::*;
     use crate::bootstrap::Member;
@@ -467,6 +468,39 @@ mod tests {
         read::<HELLO_LEN>(&mut s);
         s.write_all(&recorded).unwrap();
         assert!(failed(ticket).contains("could not prove"));
+    }
+
+    /// A process that was stopped is late for everything, but what came meanwhile is there.
+    #[test]
+    fn what_came_during_a_stop_counts() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peer.set_read_timeout(Some(SOON)).unwrap();
+        let (mut state, key) = (State::default(), random().unwrap());
+        state.roots.insert(wire::tag(&key), Root::new(key, false));
+        let now = Instant::now();
+        state.welcome(listener.accept().unwrap().0.into(), false, "test".into(), now);
+        let token = *state.conns.keys().next().unwrap();
+        let said = std::thread::spawn(move || {
+            join(&mut peer, &key, &key, 2);
+            peer
+        });
+        while matches!(state.conns[&token].1, Step::Hello) {
+            state.drive(token, now);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // It may have been read already.
+        let peer = said.join().unwrap();
+        state.timers(now + 2 * HANDSHAKE);
+        assert!(matches!(state.conns[&token].1, Step::Joined { .. }));
+        drop(peer);
+        // Whoever is silent is put out still.
+        let silent = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        state.welcome(listener.accept().unwrap().0.into(), false, "test".into(), now);
+        assert_eq!(state.conns.len(), 2);
+        state.timers(now + 2 * HANDSHAKE);
+        assert_eq!(state.conns.len(), 1);
+        drop(silent);
     }
 
     /// Whoever was stopped between hello and answer has been given up by the other, and begins anew.

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -178,7 +179,12 @@ impl State {
             .map(|x| *x.0)
             .collect();
         for token in late {
-            if let Some((c, step)) = self.conns.remove(&token) {
+            // A process that was stopped looks at the clock before it has read what came meanwhile.
+            self.drive(token, now);
+            if let Entry::Occupied(e) = self.conns.entry(token)
+                && e.get().0.deadline.is_some_and(|d| d <= now)
+            {
+                let (c, step) = e.remove();
                 self.closed(token, c, step, "it was silent for too long".into(), now);
             }
         }
