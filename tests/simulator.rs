@@ -180,6 +180,7 @@ fn machine(p: LogGops) -> Machine {
         link: Curve::line(0.0, p.nic_per_byte as f64 / UNIT as f64),
         links: 0,
         depth: 1000,
+        credits: 0,
     };
     // GOAL text counts a fold at 8 bytes per ns, and copies as nothing.
     Machine { inside: level.clone(), across: level, ..Machine::alpha_beta(0.0, 0.0, 0.125) }

@@ -40,6 +40,10 @@ pub struct Level {
     pub links: u32,
     /// Messages that a channel (source, destination, port, way) holds: sent and not yet used up.
     pub depth: u32,
+    /// On a channel whose messages go one way only, so that nothing going back can tell the sender of room, a
+    /// message of its own does after so many: that costs the receiver's core `send(0)` and the sender's `recv(0)`.
+    /// 0: telling costs nothing, as through shared memory.
+    pub credits: u32,
 }
 
 /// What a machine's parts cost.
@@ -91,6 +95,7 @@ impl Level {
             link: Curve::default(),
             links: 1,
             depth: 4,
+            credits: 0,
         }
     }
 

@@ -53,6 +53,8 @@ pub struct NetChannel {
     pub across: bool,
     /// From one unit to another; so above the switch of a unit's hosts, where a unit has these.
     pub leaves: bool,
+    /// Nothing comes back from there on this port.
+    pub one_way: bool,
 }
 
 const NOBODY: u32 = u32::MAX;
@@ -269,6 +271,10 @@ impl Net {
                 net.add(groups, &mut names, rank, index, lane)?;
             }
         }
+        for (&(from, to, distance, port), &channel) in &names.channels {
+            let back = symmetry.from(names.units, distance as usize, 0) as u32;
+            net.channels[channel as usize].one_way = !names.channels.contains_key(&(to, from, back, port));
+        }
         match net.channels.iter().find(|c| c.messages != c.received) {
             None => Ok(net),
             Some(c) => {
@@ -393,6 +399,7 @@ impl Net {
                 received: 0,
                 across,
                 leaves,
+                one_way: true,
             });
             self.channels.len() as u32 - 1
         })

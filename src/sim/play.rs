@@ -7,7 +7,7 @@ mod setup;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::net::{Net, Store};
+use super::net::{Net, NetChannel, Store};
 use super::{LinkUse, Noise, Path, Report, Shape};
 use crate::cost::{Level, Machine};
 use crate::{Error, Result};
@@ -77,6 +77,8 @@ struct Channel {
     full: bool,
     /// When the last message arrived: channels stay in order.
     last: f64,
+    /// Messages used up that the sender has not been told of, where that costs something.
+    owed: u32,
 }
 
 #[derive(Clone)]
@@ -96,6 +98,8 @@ struct Rank {
     cursors: (u32, u32),
     busy: f64,
     started: bool,
+    /// When credits come, and what work they are: its core does that with the next op. In no order.
+    chores: Vec<(f64, f64)>,
 }
 
 /// A core that several ranks may have.
@@ -309,10 +313,15 @@ impl Player<'_> {
         let costs = self.costs[op.piece as usize][self.length(c.tile)];
         let ports = &net.ports[op.first as usize..][..op.recvs as usize + op.sends as usize];
         let (recvs, sends) = ports.split_at(op.recvs as usize);
-        let rank = &self.ranks[c.rank as usize];
+        let rank = &mut self.ranks[c.rank as usize];
         // What came last made it start now: the core, a message or room for one.
         let mut path = if c.latest > rank.free { c.path } else { rank.path };
         let mut work = machine.op;
+        if !rank.chores.is_empty() {
+            let now = self.now;
+            work += rank.chores.iter().filter(|c| c.0 <= now).map(|c| c.1).sum::<f64>();
+            rank.chores.retain(|c| c.0 > now);
+        }
         if !rank.started {
             work += machine.call;
         }
@@ -338,10 +347,22 @@ impl Player<'_> {
         let mut t = start + work;
         for &port in recvs {
             let index = port * self.shape.ways + c.way;
-            let level = level(machine, net.channels[port as usize].across);
+            let NetChannel { across, one_way, from, .. } = net.channels[port as usize];
+            let level = level(machine, across);
             let channel = &mut self.channels[index as usize];
             let slot = channel.first + channel.used % channel.depth;
             channel.used += 1;
+            if one_way && level.credits > 0 {
+                channel.owed += 1;
+                if channel.owed == level.credits {
+                    channel.owed = 0;
+                    let work = level.send.at(0.0) * factor;
+                    t += work;
+                    path.core += work;
+                    let chore = (t + level.latency, level.recv.at(0.0));
+                    self.ranks[net.lanes[from as usize].rank as usize].chores.push(chore);
+                }
+            }
             let mut told = path;
             told.latency += level.latency;
             self.slots[slot as usize] = Slot { time: t + level.latency, path: told, ..Slot::default() };

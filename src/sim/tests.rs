@@ -121,6 +121,7 @@ fn a_message_costs_the_sum_of_its_parts() {
         link: Curve::line(30.0, 2.0),
         links: 1,
         depth: 2,
+        credits: 0,
     };
     let machine = Machine {
         inside: Level { latency: 7.0, ..level.clone() },
@@ -229,6 +230,33 @@ fn fewer_cores_than_ranks() {
     assert!(bound.ns >= 2.0 * free.ns - 1e-6, "{} {}", bound.ns, free.ns);
 }
 
+/// Where messages go one way only, a message of its own says that there is room; else it rides on what goes back.
+#[test]
+fn credits_cost_where_nothing_goes_back() {
+    let mut machine = Machine::alpha_beta(1000.0, 0.0, 0.0);
+    machine.inside.send = Curve::line(10.0, 0.25);
+    machine.inside.recv = Curve::line(4.0, 0.125);
+    let two = Groups::flat(2);
+    let cores = |credits: u32, collective: Collective, name: &str, tiles: u32| {
+        let mut machine = machine.clone();
+        machine.inside.credits = credits;
+        let a = Algorithm::by_name(collective, name).unwrap();
+        let r = simulate(&a.programs(&two, 0), &two, &machine, shape(64 * 6, tiles, 1), &Noise::default());
+        r.unwrap().cores
+    };
+    let (send, recv) = (10.0 + 0.25 * 64.0, 4.0 + 0.125 * 64.0);
+    let [root, other] = cores(0, Collective::Broadcast, "direct", 6)[..] else { panic!() };
+    close(root, 6.0 * send);
+    close(other, 6.0 * recv);
+    // After the second, fourth and sixth message the receiver says so. A channel holds four, so the root's last two wait
+    // for room, and it has been told of the first two when it sends the last one.
+    let [root, other] = cores(2, Collective::Broadcast, "direct", 6)[..] else { panic!() };
+    close(other, 6.0 * recv + 3.0 * 10.0);
+    close(root, 6.0 * send + 4.0);
+    let exchanged = |credits| cores(credits, Collective::AllReduce, "recursive_doubling", 6);
+    assert_eq!(exchanged(0), exchanged(2));
+}
+
 #[test]
 fn all_algorithms_play_on_all_groupings() {
     let mut machine = Machine::alpha_beta(1000.0, 0.1, 0.01);
@@ -310,6 +338,7 @@ fn symmetric_runs_equal_full_ones() {
     let mut machine = Machine::alpha_beta(1000.0, 0.05, 0.01);
     machine.inside.link = Curve::line(10.0, 0.01);
     machine.across.latency = 9000.0;
+    (machine.across.recv, machine.across.credits) = (Curve::constant(70.0), 2);
     let mut found = Vec::new();
     for (link, trunk) in [(0.0, None), (0.2, None), (0.2, Some(2))] {
         machine.across.link = Curve::line(0.0, link);

@@ -41,21 +41,28 @@ pub struct Model {
     /// So many times as long `copy`, `fold` and, inside a host, `send` and `recv` take where a rank's buffer
     /// has so many bytes.
     pub stretch: Curve,
+    /// The same for `send` and `recv` between hosts.
+    pub stretch_across: Curve,
     /// Added to a call with so many bytes, ns: every algorithm has to get them from memory, and back, once.
     pub memory: Curve,
 }
 
 impl Model {
     pub fn new(machine: Machine) -> Model {
-        Model { machine, stretch: Curve::constant(1.0), memory: Curve::default() }
+        let same = Curve::constant(1.0);
+        Model { machine, stretch: same.clone(), stretch_across: same, memory: Curve::default() }
     }
 
     /// The machine as a call with a buffer of `bytes` meets it.
     pub fn at(&self, bytes: u64) -> Machine {
-        let factor = self.stretch.at(bytes as f64);
         let mut m = self.machine.clone();
+        let inside = self.stretch.at(bytes as f64);
         for curve in [&mut m.copy, &mut m.fold, &mut m.inside.send, &mut m.inside.recv] {
-            *curve = curve.scaled(factor);
+            *curve = curve.scaled(inside);
+        }
+        let across = self.stretch_across.at(bytes as f64);
+        for curve in [&mut m.across.send, &mut m.across.recv] {
+            *curve = curve.scaled(across);
         }
         m
     }
@@ -151,61 +158,93 @@ impl Predictor {
     /// Fits the machine's numbers to runs of this communicator, and writes into each what is predicted then.
     ///
     /// First a few factors (of the switch between ranks on a core, of latencies, of costs by message) to the
-    /// runs of small calls, then what large buffers do. What is made small is the mean of
-    /// |ln(predicted / measured)|. For large calls that is `stretch` and `memory`, of every size by itself.
+    /// runs of small calls, then what large buffers do: both `stretch` and `memory`, of every size by itself. What is
+    /// made small is the mean square of ln(predicted / measured), so that no algorithm is far off where all cannot be
+    /// right.
     pub fn fit(&mut self, runs: &mut [Run]) -> Result<()> {
         const SMALL: u64 = 32 << 10;
         let small: Vec<Run> = runs.iter().filter(|r| r.bytes <= SMALL).cloned().collect();
-        let large: Vec<Run> = runs.iter().filter(|r| r.bytes > SMALL).cloned().collect();
         if !small.is_empty() {
             self.descend(&small)?;
         }
-        let mut sizes: Vec<u64> = large.iter().map(|r| r.bytes).collect();
+        let mut sizes: Vec<u64> = runs.iter().map(|r| r.bytes).filter(|b| *b > SMALL).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        let (mut stretch, mut memory) = (vec![(SMALL as f64, 1.0)], vec![(SMALL as f64, 0.0)]);
+        let start = SMALL as f64;
+        let (mut inside, mut across, mut memory) =
+            (vec![(start, 1.0)], vec![(start, 1.0)], vec![(start, 0.0)]);
         for bytes in sizes {
-            let here: Vec<Run> = large.iter().filter(|r| r.bytes == bytes).cloned().collect();
-            let least = here.iter().map(|r| r.measured).fold(f64::INFINITY, f64::min);
-            let mut best = (f64::INFINITY, 1.0, 0.0);
-            self.model.memory = Curve::default();
-            for step in -10..=20 {
-                let factor = 1.1f64.powi(step);
-                self.model.stretch = Curve::constant(factor);
-                let played: Vec<f64> =
-                    here.iter().map(|r| self.ns(&r.choice, r.bytes)).collect::<Result<_>>()?;
-                for share in 0..20 {
-                    let more = least * f64::from(share) / 20.0;
-                    let off = played.iter().zip(&here).map(|(p, r)| ((p + more) / r.measured).ln().abs());
-                    // Of equally good ones the one nearest to nothing.
-                    let off = off.sum::<f64>() / here.len() as f64 + 0.01 * factor.ln().abs();
-                    if off < best.0 {
-                        best = (off, factor, more);
-                    }
-                }
-            }
-            stretch.push((bytes as f64, best.1));
-            memory.push((bytes as f64, best.2));
+            let here: Vec<Run> = runs.iter().filter(|r| r.bytes == bytes).cloned().collect();
+            let [i, a, more] = self.large(&here)?;
+            let size = bytes as f64;
+            inside.push((size, i));
+            across.push((size, a));
+            memory.push((size, more));
         }
-        // Beyond the last size the factor stays, and memory takes as long for every byte.
+        // Beyond the last size the factors stay, and memory takes as long for every byte.
         let last = memory.len() - 1;
         let far = 16.0 * memory[last].0;
+        inside.push((far, inside[last].1));
+        across.push((far, across[last].1));
         memory.push((far, 16.0 * memory[last].1));
-        stretch.push((far, stretch[last].1));
-        (self.model.stretch, self.model.memory) = (Curve::new(stretch)?, Curve::new(memory)?);
+        self.model.stretch = Curve::new(inside)?;
+        self.model.stretch_across = Curve::new(across)?;
+        self.model.memory = Curve::new(memory)?;
         for r in runs.iter_mut() {
             r.predicted = self.ns(&r.choice, r.bytes)?;
         }
         Ok(())
     }
 
-    /// Mean distance of predictions from runs, as a natural logarithm.
-    fn off(&mut self, runs: &[Run]) -> Result<f64> {
-        let mut sum = 0.0;
-        for r in runs {
-            sum += (self.ns(&r.choice, r.bytes)? / r.measured).ln().abs();
+    /// `stretch`, `stretch_across` and `memory` with which runs of one size are predicted best.
+    fn large(&mut self, runs: &[Run]) -> Result<[f64; 3]> {
+        // Steps of 10 %; memory in twentieths of the fastest run.
+        const STEPS: std::ops::RangeInclusive<i32> = -10..=20;
+        let factor = |step: i32| 1.1f64.powi(step);
+        let several = self.layout.groups.len() > 1;
+        let least = runs.iter().map(|r| r.measured).fold(f64::INFINITY, f64::min);
+        self.model.memory = Curve::default();
+        let mut off = |steps: [i32; 2]| -> Result<(f64, f64)> {
+            let model = &mut self.model;
+            [model.stretch, model.stretch_across] = steps.map(|s| Curve::constant(factor(s)));
+            let played: Vec<f64> = runs.iter().map(|r| self.ns(&r.choice, r.bytes)).collect::<Result<_>>()?;
+            // Of equally good ones those that are nearest to nothing.
+            let strays: f64 = 0.01 * steps.iter().map(|s| factor(*s).ln().abs()).sum::<f64>();
+            let with = |more: f64| {
+                let logs = played.iter().zip(runs).map(|(p, r)| ((p + more) / r.measured).ln());
+                mean_square(logs) + strays
+            };
+            let memory = (0..20).map(|share| least * f64::from(share) / 20.0);
+            let all = memory.map(|more| (with(more), more));
+            Ok(all.fold((f64::INFINITY, 0.0), |best, one| if one.0 < best.0 { one } else { best }))
+        };
+        let mut at = [0, 0];
+        let mut best = off(at)?;
+        // One after the other, until neither can be better.
+        loop {
+            let before = at;
+            for which in 0..if several { 2 } else { 1 } {
+                for step in STEPS {
+                    let steps = if which == 0 { [step, at[1]] } else { [at[0], step] };
+                    let one = off(steps)?;
+                    if one.0 < best.0 {
+                        (best, at) = (one, steps);
+                    }
+                }
+            }
+            if at == before || !several {
+                return Ok([factor(at[0]), factor(at[1]), best.1]);
+            }
         }
-        Ok(sum / runs.len().max(1) as f64)
+    }
+
+    /// How far predictions are from runs, as a natural logarithm.
+    fn off(&mut self, runs: &[Run]) -> Result<f64> {
+        let logs: Vec<f64> = runs
+            .iter()
+            .map(|r| Ok((self.ns(&r.choice, r.bytes)? / r.measured).ln()))
+            .collect::<Result<_>>()?;
+        Ok(mean_square(logs.into_iter()))
     }
 
     fn descend(&mut self, runs: &[Run]) -> Result<()> {
@@ -253,6 +292,12 @@ impl Predictor {
         }
         Ok(())
     }
+}
+
+/// Square root of the mean of squares.
+fn mean_square(all: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = all.fold((0.0, 0), |(sum, n), x| (sum + x * x, n + 1));
+    (sum / f64::from(n.max(1))).sqrt()
 }
 
 impl Run {

@@ -162,7 +162,11 @@ impl Text<'_> {
 
     fn level(&self, v: &Value, name: &str) -> Result<Level> {
         let t = self.table(v, name)?;
-        self.known(t, &format!("[machine.{name}]"), &["send", "recv", "latency", "link", "links", "depth"])?;
+        self.known(
+            t,
+            &format!("[machine.{name}]"),
+            &["send", "recv", "latency", "link", "links", "depth", "credits"],
+        )?;
         let curve = |k: &str| t.get(k).map_or(Ok(Curve::default()), |v| self.curve(v, k));
         let small = |k: &str, otherwise: u32| match t.get(k) {
             None => Ok(otherwise),
@@ -175,7 +179,8 @@ impl Text<'_> {
                 .number(self.need(t, v.span().start, &format!("[machine.{name}]"), "latency")?, "latency")?,
             link: curve("link")?,
             links: small("links", 0)?,
-            depth: small("depth", 4)?,
+            depth: small("depth", 3)?,
+            credits: small("credits", 0)?,
         })
     }
 
@@ -187,6 +192,7 @@ impl Text<'_> {
             "copy",
             "fold",
             "stretch",
+            "stretch_across",
             "memory",
             "cores",
             "core_hosts",
@@ -216,8 +222,9 @@ impl Text<'_> {
             trunk: None,
         };
         machine.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
-        let stretch = t.get("stretch").map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, "stretch"))?;
-        Ok(Model { machine, stretch, memory: curve("memory")? })
+        let factor = |k: &str| t.get(k).map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, k));
+        let (stretch, stretch_across) = (factor("stretch")?, factor("stretch_across")?);
+        Ok(Model { machine, stretch, stretch_across, memory: curve("memory")? })
     }
 
     fn place(&self, t: &DeTable, at: usize, what: &str) -> Result<Place> {
@@ -486,12 +493,14 @@ fn model(s: &mut String, model: &Model) {
          copy = {} # one source to one destination: [bytes, ns]\n\
          fold = {} # every further source\n\
          stretch = {} # times as long where a rank's buffer has so many bytes: [bytes, factor]\n\
+         stretch_across = {} # the same for messages between hosts\n\
          memory = {} # added to a call with so many bytes\n",
         number(m.call),
         number(m.op),
         curve(&m.copy),
         curve(&m.fold),
         curve(&model.stretch),
+        curve(&model.stretch_across),
         curve(&model.memory)
     );
     if let Some(cores) = m.cores {
@@ -510,13 +519,15 @@ fn model(s: &mut String, model: &Model) {
              latency = {}\n\
              link = {} # a message has the link of its host for itself\n\
              links = {} # of a host; 0: one for every rank\n\
-             depth = {} # messages in flight\n",
+             depth = {} # messages in flight\n\
+             credits = {} # one way only: told of room after so many; 0: costs nothing\n",
             curve(&l.send),
             curve(&l.recv),
             number(l.latency),
             curve(&l.link),
             l.links,
-            l.depth
+            l.depth,
+            l.credits
         );
     }
 }

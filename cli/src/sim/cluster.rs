@@ -65,6 +65,8 @@ struct LevelFile {
     links: u32,
     #[serde(default = "depth")]
     depth: u32,
+    #[serde(default)]
+    credits: u32,
 }
 
 fn depth() -> u32 {
@@ -156,6 +158,7 @@ impl LevelFile {
             link: self.link.curve(&format!("{name}.link"))?,
             links: self.links,
             depth: self.depth,
+            credits: self.credits,
         })
     }
 }

@@ -73,6 +73,7 @@ impl<'a> Player<'a> {
                     hungry: false,
                     full: false,
                     last: 0.0,
+                    owed: 0,
                 });
             }
         }
@@ -99,6 +100,7 @@ impl<'a> Player<'a> {
             cursors: (0, 0),
             busy: 0.0,
             started: false,
+            chores: Vec::new(),
         };
         let ranks = left.into_iter().zip(own);
         let ranks = ranks.map(|(left, cursors)| Rank { left, cursors, ..rank.clone() }).collect();
