@@ -1,7 +1,7 @@
 //! Data-parallel training of AlexNet and ResNet-50 over graccl.
 //!
 //! `input` makes batches, `model` says what is computed, `trainer` does a step on all ranks, `optim` changes the
-//! weights, `checkpoint` keeps them, `search` looks for good settings.
+//! weights, `state` and `checkpoint` keep them, `search` looks for good settings.
 
 pub mod checkpoint;
 pub mod device;
@@ -11,4 +11,5 @@ pub mod model;
 pub mod optim;
 pub mod random;
 pub mod search;
+pub mod state;
 pub mod trainer;

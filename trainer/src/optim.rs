@@ -62,7 +62,7 @@ impl Schedule {
         if step < self.warm_up {
             return self.base * (step + 1) as f32 / self.warm_up as f32;
         }
-        let left = (self.steps - self.warm_up).max(1) as f32;
+        let left = self.steps.saturating_sub(self.warm_up).max(1) as f32;
         let rest = (1.0 - (step - self.warm_up) as f32 / left).max(0.0);
         (self.base - self.end) * rest * rest + self.end
     }
@@ -77,9 +77,18 @@ pub struct LossScale {
     pub good: u32,
 }
 
+/// Between these a loss scale changes.
+const LOWEST: f32 = 1.0;
+const HIGHEST: f32 = 65536.0 * 256.0;
+
 impl LossScale {
     pub fn new(scale: f32, interval: u32) -> LossScale {
         LossScale { scale, interval, good: 0 }
+    }
+
+    /// Whether an overflow makes it smaller.
+    pub fn can_fall(&self) -> bool {
+        self.interval > 0 && self.scale > LOWEST
     }
 
     /// After a step: whether it may be used. The reduced gradients are the same on all ranks, so all agree.
@@ -88,13 +97,13 @@ impl LossScale {
             return finite;
         }
         if !finite {
-            self.scale = (self.scale / 2.0).max(1.0);
+            self.scale = (self.scale / 2.0).max(LOWEST);
             self.good = 0;
             return false;
         }
         self.good += 1;
         if self.good == self.interval {
-            self.scale = (self.scale * 2.0).min(65536.0 * 256.0);
+            self.scale = (self.scale * 2.0).min(HIGHEST);
             self.good = 0;
         }
         true
@@ -155,5 +164,8 @@ mod tests {
         let mut s = LossScale::new(1024.0, 2);
         assert!(!s.judge(false) && s.scale == 512.0);
         assert!(s.judge(true) && s.judge(true) && s.scale == 1024.0);
+        (0..10).for_each(|_| assert!(s.can_fall() && !s.judge(false)));
+        assert!(!s.can_fall() && !s.judge(false) && s.scale == 1.0);
+        assert!(!LossScale::new(1024.0, 0).can_fall());
     }
 }

@@ -9,15 +9,19 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use graccl::bucket::{self, Bucketer, BucketerConfig, Fusion, StepTimes};
-use graccl::{Communicator, DataType, RedOp, Result};
+use graccl::{Communicator, DataType, Error, RedOp, Result};
 use half::{bf16, f16};
 
 use crate::input::Batch;
 use crate::model::{Cut, Kind, Mode, Model, Stage, Train, forward};
-use crate::optim::{LossScale, Optimiser};
+use crate::optim::Optimiser;
+use crate::state::State;
 
 /// Part of a batch's statistics that goes into the running ones.
 const FRESH: f32 = 0.1;
+
+/// So many steps in a row may overflow with a loss scale that cannot fall.
+const PATIENCE: u32 = 20;
 
 /// In what the passes compute, and what travels. Weights, norms and the update are f32 always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,31 +61,6 @@ pub struct Setup {
     pub norms: Norms,
 }
 
-/// All that a training run remembers. The same on all ranks, but for running statistics.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    pub weights: Vec<Vec<f32>>,
-    pub velocity: Vec<Vec<f32>>,
-    /// Running mean and variance of each norm.
-    pub statistics: Vec<(Vec<f32>, Vec<f32>)>,
-    pub scale: LossScale,
-    /// Steps done, skipped ones too.
-    pub step: usize,
-}
-
-impl State {
-    pub fn new(model: &Model, seed: u64, scale: LossScale) -> State {
-        let weights = model.initial(seed);
-        State {
-            velocity: weights.iter().map(|w| vec![0.0; w.len()]).collect(),
-            weights,
-            statistics: model.norms.iter().map(|(_, n)| (vec![0.0; *n], vec![1.0; *n])).collect(),
-            scale,
-            step: 0,
-        }
-    }
-}
-
 /// What came of a step, over all ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
@@ -91,7 +70,45 @@ pub struct Report {
     pub accuracy: f64,
     /// The gradients overflowed: no update.
     pub skipped: bool,
+    /// The run will not come to anything.
+    pub lost: Option<Lost>,
     pub times: StepTimes,
+}
+
+/// How a run is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The loss is no number.
+    Loss,
+    /// Gradients overflow in step after step, and the loss scale cannot fall any more.
+    Overflow,
+}
+
+impl Report {
+    /// Fails if the run is lost. `step` is that of the report.
+    ///
+    /// # Errors
+    /// `InvalidUsage`, with what to do.
+    pub fn check(&self, step: usize) -> Result<()> {
+        let (what, hint) = match self.lost {
+            None => return Ok(()),
+            Some(Lost::Loss) => (
+                format!("the training diverged: the loss of step {step} is {}", self.loss),
+                "begin anew with a lower --rate, or warm up longer",
+            ),
+            Some(Lost::Overflow) => (
+                format!("the gradients overflowed in {PATIENCE} steps in a row, up to step {step}"),
+                "begin anew with a lower --rate; with a lower --loss-scale, or without, if one was given",
+            ),
+        };
+        Err(Error::usage(what).hint(hint))
+    }
+}
+
+/// A batch on a rank's device, as the passes want it.
+pub struct Input {
+    images: Tensor<4>,
+    labels: Vec<u32>,
 }
 
 /// One rank of a training run.
@@ -100,6 +117,8 @@ pub struct Trainer {
     pub state: State,
     setup: Setup,
     device: Device,
+    /// Steps in a row that overflowed though the loss scale could not fall.
+    overflows: u32,
     // Before the communicator, so that it goes first.
     bucketer: Bucketer,
     /// For norms over all ranks, whose calls are made while buckets are under way.
@@ -129,7 +148,7 @@ impl Trainer {
             Norms::Local => None,
             Norms::Global => Some(comm.duplicate()?),
         };
-        Ok(Trainer { model, state, setup, device, bucketer, norms, comm })
+        Ok(Trainer { model, state, setup, device, overflows: 0, bucketer, norms, comm })
     }
 
     pub fn comm(&self) -> &Communicator {
@@ -141,49 +160,67 @@ impl Trainer {
         self.bucketer.describe()
     }
 
+    /// Makes inputs of batches, in whatever thread.
+    pub fn inputs(&self) -> impl Fn(Batch) -> Result<Input> + Send + Sync + use<> {
+        let (device, precision) = (self.device.clone(), self.setup.precision);
+        move |Batch { images, labels, shape: [c, h, w] }| {
+            let data = TensorData::new(images, [labels.len(), c, h, w]);
+            let images = Tensor::<4>::from_data(data, &device).cast(precision.burn());
+            Ok(Input { images, labels })
+        }
+    }
+
     /// Trains on this rank's part of a batch. Collective; parts must be of one size.
     ///
     /// # Errors
     /// Those of [`Bucketer::finish_step`]: another rank died, for example. The weights are then as before.
-    pub fn step(&mut self, batch: &Batch, rate: f32) -> Result<Report> {
+    pub fn step(&mut self, input: &Input, rate: f32) -> Result<Report> {
         let scale = self.state.scale.scale;
-        let Passed { loss, correct, seen } = self.passes(batch, scale)?;
+        let Passed { loss, correct, seen } = self.passes(input, scale)?;
         let times = self.bucketer.finish_step()?;
+        let stuck = !self.state.scale.can_fall();
         let skipped = !self.state.scale.judge(self.finite());
+        self.overflows = if skipped && stuck { self.overflows + 1 } else { 0 };
+        let images = input.labels.len();
         if !skipped {
             self.update(rate, scale);
-            self.note(seen, batch);
+            self.note(seen, images);
         }
         self.state.step += 1;
-        let images = batch.labels.len() as f64;
-        let [loss, accuracy] = self.averages([loss, correct as f64 / images])?;
-        Ok(Report { loss, accuracy, skipped, times })
+        let [loss, accuracy] = self.averages([loss, correct as f64 / images as f64])?;
+        let lost = match () {
+            // Its gradients are no numbers either; a smaller loss scale would not help.
+            () if !loss.is_finite() => Some(Lost::Loss),
+            () if self.overflows >= PATIENCE => Some(Lost::Overflow),
+            () => None,
+        };
+        Ok(Report { loss, accuracy, skipped, lost, times })
     }
 
     /// Forward and backward; gradients are on their way when it returns.
-    fn passes(&self, batch: &Batch, scale: f32) -> Result<Passed> {
+    fn passes(&self, input: &Input, scale: f32) -> Result<Passed> {
         let leaves: Vec<Tensor<1>> =
             self.tensors().into_iter().map(|t| t.autodiff().require_grad()).collect();
         let mut train = Train { comm: self.norms.as_ref(), seen: vec![], cuts: vec![] };
         let mut borders = Vec::with_capacity(self.model.stages.len());
-        let mut x = self.images(batch);
+        let mut x = input.images.clone();
         for stage in &self.model.stages {
-            let input = x.autodiff().require_grad();
+            let begin = x.autodiff().require_grad();
             let mut mode = Mode::Train(train);
-            let output = forward(&self.model, &stage.layers, input.clone(), &leaves, &mut mode)?;
+            let output = forward(&self.model, &stage.layers, begin.clone(), &leaves, &mut mode)?;
             let Mode::Train(mut done) = mode else { unreachable!("a mode does not change") };
             x = output.clone().inner();
-            borders.push((stage, input, output, std::mem::take(&mut done.cuts)));
+            borders.push((stage, begin, output, std::mem::take(&mut done.cuts)));
             train = done;
         }
-        let (stage, input, logits, cuts) = borders.pop().expect("a model has stages");
-        let (loss, correct) = self.loss(logits, batch);
+        let (stage, begin, logits, cuts) = borders.pop().expect("a model has stages");
+        let (loss, correct) = self.loss(logits, &input.labels, self.setup.smoothing);
         let value = f64::from(loss.clone().inner().into_scalar::<f32>());
-        let mut above = self.stage_backward(stage, loss.mul_scalar(scale), input, &cuts, &leaves)?;
-        for (stage, input, output, cuts) in borders.into_iter().rev() {
+        let mut above = self.stage_backward(stage, loss.mul_scalar(scale), begin, &cuts, &leaves)?;
+        for (stage, begin, output, cuts) in borders.into_iter().rev() {
             // The gradient of this sum is that of the loss.
             let root = (output * above.autodiff()).sum();
-            above = self.stage_backward(stage, root, input, &cuts, &leaves)?;
+            above = self.stage_backward(stage, root, begin, &cuts, &leaves)?;
         }
         Ok(Passed { loss: value, correct, seen: train.seen })
     }
@@ -237,15 +274,15 @@ impl Trainer {
     }
 
     /// Mean cross entropy, and the number of right answers.
-    fn loss(&self, logits: Tensor<4>, batch: &Batch) -> (Tensor<1>, usize) {
-        let (n, classes) = (batch.labels.len(), self.model.classes);
+    fn loss(&self, logits: Tensor<4>, labels: &[u32], smoothing: f32) -> (Tensor<1>, usize) {
+        let (n, classes) = (labels.len(), self.model.classes);
         let logits = logits.reshape([n, classes]).cast(DType::F32);
         let best: Vec<i64> = logits.clone().inner().argmax(1).into_data().iter::<i64>().collect();
-        let correct = best.iter().zip(&batch.labels).filter(|(b, l)| **b == i64::from(**l)).count();
-        let rest = self.setup.smoothing / classes as f32;
+        let correct = best.iter().zip(labels).filter(|(b, l)| **b == i64::from(**l)).count();
+        let rest = smoothing / classes as f32;
         let mut target = vec![rest; n * classes];
-        for (i, &label) in batch.labels.iter().enumerate() {
-            target[i * classes + label as usize] += 1.0 - self.setup.smoothing;
+        for (i, &label) in labels.iter().enumerate() {
+            target[i * classes + label as usize] += 1.0 - smoothing;
         }
         let target = Tensor::<2>::from_data(TensorData::new(target, [n, classes]), &self.device).autodiff();
         let loss = (activation::log_softmax(logits, 1) * target).sum().mul_scalar(-1.0 / n as f32);
@@ -306,10 +343,10 @@ impl Trainer {
     }
 
     /// Takes the batch's statistics into the running ones. Their variance is that of a sample.
-    fn note(&mut self, seen: Vec<(usize, Tensor<1>, Tensor<1>)>, batch: &Batch) {
+    fn note(&mut self, seen: Vec<(usize, Tensor<1>, Tensor<1>)>, images: usize) {
         let values = |t: Tensor<1>| -> Vec<f32> { t.into_data().iter::<f32>().collect() };
         let ranks = self.norms.as_ref().map_or(1, Communicator::size);
-        let images = batch.labels.len() * ranks;
+        let images = images * ranks;
         for (norm, mean, variance) in seen {
             let (m, v) = &mut self.state.statistics[norm];
             let n = (images * self.model.positions[norm]) as f32;
@@ -331,24 +368,23 @@ impl Trainer {
         Ok(())
     }
 
-    /// Mean loss and accuracy over all ranks' batches. Collective; any number of batches, of any size. Uses the
-    /// running statistics, which should be shared before.
+    /// Mean loss, without smoothing, and accuracy over all ranks' inputs. Collective; any number of inputs, of any size.
+    /// Uses the running statistics, which should be shared before.
     ///
     /// # Errors
     /// Those of [`Communicator::call`].
-    pub fn evaluate(&self, batches: impl Iterator<Item = Result<Batch>>) -> Result<(f64, f64)> {
+    pub fn evaluate(&self, inputs: impl Iterator<Item = Result<Input>>) -> Result<(f64, f64)> {
         let tensors = self.tensors();
         let vector = |v: &[f32]| Tensor::<1>::from_data(TensorData::new(v.to_vec(), [v.len()]), &self.device);
         let known: Vec<_> = self.state.statistics.iter().map(|(m, v)| (vector(m), vector(v))).collect();
         let mut sums = [0.0f64; 3];
-        for batch in batches {
-            let batch = batch?;
-            let mut x = self.images(&batch);
+        for input in inputs {
+            let Input { images: mut x, labels } = input?;
             for stage in &self.model.stages {
                 x = forward(&self.model, &stage.layers, x, &tensors, &mut Mode::Eval(&known))?;
             }
-            let (loss, correct) = self.loss(x, &batch);
-            let n = batch.labels.len() as f64;
+            let (loss, correct) = self.loss(x, &labels, 0.0);
+            let n = labels.len() as f64;
             let loss = f64::from(loss.inner().into_scalar::<f32>());
             sums = [sums[0] + loss * n, sums[1] + correct as f64, sums[2] + n];
         }
@@ -369,12 +405,6 @@ impl Trainer {
             if spec.kind == Kind::Norm { t } else { t.cast(low) }
         };
         self.model.specs.iter().zip(&self.state.weights).map(one).collect()
-    }
-
-    fn images(&self, batch: &Batch) -> Tensor<4> {
-        let [c, h, w] = batch.shape;
-        let data = TensorData::new(batch.images.clone(), [batch.labels.len(), c, h, w]);
-        Tensor::<4>::from_data(data, &self.device).cast(self.setup.precision.burn())
     }
 }
 

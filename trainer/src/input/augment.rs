@@ -8,7 +8,7 @@ use graccl::{Error, Result};
 use super::Image;
 use crate::random::Random;
 
-/// What happens to an image: it is scaled so that it just covers the size that is wanted, a window of that size is cut
+/// What happens to an image: the middle of a very long one is taken; it is scaled so that it just covers the size that is wanted, a window of that size is cut
 /// out, it may be mirrored, and its bytes become numbers with about mean 0 and deviation 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Augment {
@@ -63,7 +63,7 @@ impl Augment {
             );
             return Err(Error::argument(what).hint("all images of a dataset need the same channels"));
         }
-        let image = cover(image, size);
+        let image = cover(middle(image, size), size);
         let [_, h, w] = image.shape;
         let top = self.window(h - size.0, random);
         let left = self.window(w - size.1, random);
@@ -95,6 +95,24 @@ impl Augment {
 
 fn clamp(at: isize, length: usize) -> usize {
     at.clamp(0, length as isize - 1) as usize
+}
+
+/// How many windows long an image may be: of a longer one, the middle is taken. Scaled, it would fill the memory.
+const LONGEST: usize = 16;
+
+/// The middle of an image that is much longer, or much higher, than the window would have it.
+fn middle(image: Image, size: (usize, usize)) -> Image {
+    let [channels, h, w] = image.shape;
+    let most = |other: usize, by: (usize, usize)| (LONGEST * other * by.0).div_ceil(by.1);
+    let (height, width) = (h.min(most(w, size)), w.min(most(h, (size.1, size.0))));
+    if (height, width) == (h, w) {
+        return image;
+    }
+    let (top, left) = ((h - height) / 2, (w - width) / 2);
+    let rows =
+        image.pixels.chunks_exact(h * w).flat_map(|plane| plane.chunks_exact(w).skip(top).take(height));
+    let pixels = rows.flat_map(|row| &row[left..left + width]).copied().collect();
+    Image { pixels, shape: [channels, height, width] }
 }
 
 /// Scales an image so that it is just as large as `size` along one side, and as large or larger along the other.
@@ -183,6 +201,38 @@ mod tests {
         for (x, &v) in small.iter().enumerate() {
             assert!(v.abs_diff((14 + 32 * x) as u8) <= 6, "{small:?}");
         }
+    }
+
+    /// The longest images that are decoded, scaled as they are, would have 800 MB in each channel.
+    #[test]
+    fn of_a_very_long_image_the_middle_is_taken() {
+        let lines = |h: usize, w: usize| Image {
+            pixels: (0..h * w).map(|i| (i >> 6) as u8).collect(),
+            shape: [1, h, w],
+        };
+        for (from, size) in [
+            ((1, 16384), (224, 224)),
+            ((16384, 1), (224, 224)),
+            ((1, 16384), (300, 20)),
+            ((7, 9000), (32, 64)),
+        ] {
+            let image = cover(middle(lines(from.0, from.1), size), size);
+            let [_, h, w] = image.shape;
+            assert!(
+                h >= size.0 && w >= size.1 && h * w <= 17 * size.0 * size.1 + 300 * 300,
+                "{from:?}: {h} x {w}"
+            );
+        }
+        // 64 columns of 16384, around the middle of it.
+        let image = middle(lines(1, 16384), (10, 40));
+        assert_eq!(
+            (image.shape, image.pixels),
+            ([1, 1, 64], vec![127; 32].into_iter().chain([128; 32]).collect())
+        );
+        let high = middle(lines(16384, 1), (40, 10));
+        assert_eq!(high.shape, [1, 64, 1]);
+        let usual = lines(100, 1500);
+        assert_eq!(middle(usual.clone(), (32, 32)), usual);
     }
 
     #[test]

@@ -66,21 +66,6 @@ impl Dataset for ImageFolder {
     }
 }
 
-/// Fails if labels of `images` would mean other classes than those of the folder `train`.
-pub fn same_classes(train: &Path, images: &ImageFolder) -> Result<()> {
-    let trained = classes(train)?;
-    if trained == images.classes {
-        return Ok(());
-    }
-    let only = |a: &[String], b: &[String]| a.iter().find(|c| !b.contains(c)).cloned();
-    let (class, place) = match only(&trained, &images.classes) {
-        Some(class) => (class, train),
-        None => (only(&images.classes, &trained).unwrap_or_default(), images.dir.as_path()),
-    };
-    Err(Error::argument(format!("the class \"{class}\" is only in {}", place.display()))
-        .hint("give train and val the same class folders, empty ones too"))
-}
-
 fn classes(dir: &Path) -> Result<Vec<String>> {
     Ok(names(dir)?.into_iter().filter(|n| dir.join(n).is_dir()).collect())
 }
@@ -108,7 +93,6 @@ fn is_image(name: &str) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{Split, open};
     use super::*;
 
     /// The bytes of a PNG file.
@@ -170,18 +154,5 @@ pub(super) mod tests {
         std::fs::write(&bad, &std::fs::read(&bad).unwrap()[..40]).unwrap();
         let e = ImageFolder::open(dir.path()).unwrap().image(0).unwrap_err().to_string();
         assert!(e.contains("a/bad.png") && e.contains("cannot decode"), "{e}");
-    }
-
-    #[test]
-    fn both_parts_must_have_the_same_classes() {
-        let dir = tempfile::tempdir().unwrap();
-        write(&dir.path().join("train/ant/1.png"), 1);
-        write(&dir.path().join("train/owl/1.png"), 1);
-        write(&dir.path().join("val/owl/1.png"), 1);
-        let e = open(dir.path(), Split::Test).err().unwrap().to_string();
-        assert!(e.contains("\"ant\" is only in") && e.contains("train"), "{e}");
-        std::fs::create_dir(dir.path().join("val/ant")).unwrap();
-        assert_eq!(open(dir.path(), Split::Test).unwrap().label(0), 1);
-        assert_eq!(open(dir.path(), Split::Train).unwrap().len(), 2);
     }
 }

@@ -105,31 +105,77 @@ pub trait Dataset: Send + Sync {
 /// # Errors
 /// `InvalidArgument` if it is none of these, or has no images of this split.
 pub fn open(path: &Path, split: Split) -> Result<Arc<dyn Dataset>> {
-    let part = match split {
+    let part = part(split);
+    find(path, split)?.ok_or_else(|| {
+        Error::argument(format!("{} has no {part} images", path.display())).hint(
+            "give a folder with MNIST's four files, with train.records and val.records, or with train/CLASS/*.jpg and \
+             val/CLASS/*.jpg",
+        )
+    })
+}
+
+/// The test images of what [`open`] opened for training, if it has any.
+///
+/// # Errors
+/// Those of [`open`]; `InvalidArgument` if their labels mean other classes than those of `train`.
+pub fn open_test(path: &Path, train: &dyn Dataset) -> Result<Option<Arc<dyn Dataset>>> {
+    let test = find(path, Split::Test)?;
+    if let Some(test) = &test {
+        same_classes(train, &**test).map_err(|e| e.who(path.display().to_string()))?;
+    }
+    Ok(test)
+}
+
+fn part(split: Split) -> &'static str {
+    match split {
         Split::Train => "train",
         Split::Test => "val",
-    };
-    let records = path.join(format!("{part}.records"));
-    if path.join("train-images-idx3-ubyte").exists() {
-        return Ok(Arc::new(Mnist::open(path, split)?));
     }
+}
+
+/// `None`: there are none of this split.
+fn find(path: &Path, split: Split) -> Result<Option<Arc<dyn Dataset>>> {
+    let (training, part) = (split == Split::Train, part(split));
+    if path.join("train-images-idx3-ubyte").exists() {
+        if training || path.join("t10k-images-idx3-ubyte").exists() {
+            return Ok(Some(Arc::new(Mnist::open(path, split)?)));
+        }
+        return Ok(None);
+    }
+    let records = path.join(format!("{part}.records"));
     if records.is_file() {
-        return Ok(Arc::new(Records::open(&records)?));
+        return Ok(Some(Arc::new(Records::open(&records)?)));
     }
     if path.join(part).is_dir() {
-        let images = ImageFolder::open(&path.join(part))?;
-        folder::same_classes(&path.join("train"), &images)?;
-        return Ok(Arc::new(images));
+        return Ok(Some(Arc::new(ImageFolder::open(&path.join(part))?)));
     }
-    if split == Split::Train && path.is_file() {
-        return Ok(Arc::new(Records::open(path)?));
+    if training && path.is_file() {
+        return Ok(Some(Arc::new(Records::open(path)?)));
     }
-    if split == Split::Train && path.is_dir() {
-        return Ok(Arc::new(ImageFolder::open(path)?));
+    if training && path.is_dir() {
+        return Ok(Some(Arc::new(ImageFolder::open(path)?)));
     }
-    Err(Error::argument(format!("{} has no {part} images", path.display())).hint(
-        "give a folder with MNIST's four files, with train.records and val.records, or with train/CLASS/*.jpg and \
-         val/CLASS/*.jpg",
+    Ok(None)
+}
+
+/// Fails if labels of `test` mean other classes than those of `train`.
+fn same_classes(train: &dyn Dataset, test: &dyn Dataset) -> Result<()> {
+    let names = |d: &dyn Dataset| -> Vec<String> { (0..d.classes()).map(|c| d.class_name(c)).collect() };
+    let (trained, tested) = (names(train), names(test));
+    let only = |a: &[String], b: &[String]| a.iter().find(|c| !b.contains(c)).cloned();
+    let what = if let Some(class) = only(&trained, &tested) {
+        format!("only the training images have the class \"{class}\"")
+    } else if let Some(class) = only(&tested, &trained) {
+        format!("only the test images have the class \"{class}\"")
+    } else if trained != tested {
+        format!("the classes of the training images are {trained:?}, those of the test images {tested:?}")
+    } else if train.channels() != test.channels() {
+        format!("training images have {} channels, test images {}", train.channels(), test.channels())
+    } else {
+        return Ok(());
+    };
+    Err(Error::argument(what).hint(
+        "give both the same classes in the same order: class folders of the same names, empty ones too",
     ))
 }
 
@@ -203,5 +249,61 @@ mod tests {
         big[29..33].copy_from_slice(&crc);
         let e = Stored::Encoded(big).decode().unwrap_err();
         assert!(e.to_string().contains("imit"), "{e}");
+    }
+
+    /// Labels that the network has no output for, whatever the form of the data.
+    #[test]
+    fn test_images_of_other_classes_are_refused() {
+        let fails = |dir: &Path, says: &str| {
+            let train = open(dir, Split::Train).unwrap();
+            let e = open_test(dir, &*train).err().expect("an error").to_string();
+            assert!(e.contains(says) && e.contains(" -> "), "{e}");
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let digits = at("digits");
+        std::fs::create_dir(&digits).unwrap();
+        idx::tests::write(&digits, 10);
+        let train = open(&digits, Split::Train).unwrap();
+        assert_eq!(open_test(&digits, &*train).unwrap().unwrap().len(), 5);
+        let labels = digits.join("t10k-labels-idx1-ubyte");
+        std::fs::write(&labels, idx::tests::file(&[5], &[0, 1, 12, 3, 4])).unwrap();
+        fails(&digits, "only the test images have the class \"10\"");
+
+        let images = at("images");
+        for (path, value) in [("train/ant/1.png", 1), ("train/owl/1.png", 2), ("val/owl/1.png", 3)] {
+            folder::tests::write(&images.join(path), value);
+        }
+        fails(&images, "only the training images have the class \"ant\"");
+        std::fs::create_dir(images.join("val/ant")).unwrap();
+        let train = open(&images, Split::Train).unwrap();
+        assert_eq!(open_test(&images, &*train).unwrap().unwrap().label(0), 1);
+
+        let packed = at("packed");
+        std::fs::create_dir(&packed).unwrap();
+        Records::pack(&*train, &packed.join("train.records")).unwrap();
+        folder::tests::write(&images.join("val/yak/1.png"), 3);
+        Records::pack(&*open(&images, Split::Test).unwrap(), &packed.join("val.records")).unwrap();
+        fails(&packed, "only the test images have the class \"yak\"");
+        Records::pack(&Mnist::open(&digits, Split::Train).unwrap(), &packed.join("val.records")).unwrap();
+        fails(&packed, "only the training images have the class \"ant\"");
+    }
+
+    #[test]
+    fn there_need_be_no_test_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path().join("images");
+        folder::tests::write(&images.join("ant/1.png"), 1);
+        let packed = dir.path().join("packed");
+        Records::pack(&*open(&images, Split::Train).unwrap(), &packed).unwrap();
+        let digits = dir.path().join("digits");
+        std::fs::create_dir(&digits).unwrap();
+        idx::tests::write(&digits, 10);
+        std::fs::remove_file(digits.join("t10k-images-idx3-ubyte")).unwrap();
+        for path in [images, packed, digits] {
+            let train = open(&path, Split::Train).unwrap();
+            assert!(open_test(&path, &*train).unwrap().is_none());
+            assert!(open(&path, Split::Test).err().unwrap().to_string().contains("has no val images"));
+        }
     }
 }

@@ -68,7 +68,7 @@ fn damaged(what: impl Into<String>) -> Error {
 /// Bytes of head, names and table, from the head alone. `file` is the file's length: nothing may be longer.
 fn table_bytes(head: &[u8; HEAD], file: u64) -> Result<usize> {
     if &head[..8] != MAGIC {
-        return Err(Error::argument("not a records file").hint("make one with Records::pack"));
+        return Err(Error::argument("not a records file").hint("make one with graccl-train pack"));
     }
     let version = u32_at(head, 8);
     if version != VERSION {

@@ -1,5 +1,7 @@
 //! AlexNet in one tower.
 
+use graccl::{Error, Result};
+
 use super::{Builder, Layer, Model};
 
 /// Where AlexNet has batch normalisations.
@@ -12,11 +14,25 @@ pub enum AlexNorms {
     All,
 }
 
+/// Below this a side does not last through the original's first convolution and three poolings.
+const ORIGINAL: usize = 67;
+/// As with the small first convolution.
+const SMALLEST: usize = 15;
+
 /// AlexNet, without groups, local response normalisation and dropout. `width` 64 is the original (96 to 384
-/// channels, 4096 features) and must be even. For images below 64 pixels the first convolution is 5x5 with stride 1.
-pub fn alexnet(input: [usize; 3], classes: usize, width: usize, norms: AlexNorms) -> Model {
+/// channels, 4096 features) and must be even. For images below 67 pixels the first convolution is 5x5 with stride 1.
+///
+/// # Errors
+/// `InvalidArgument` for images of less than 15 pixels on a side.
+pub fn alexnet(input: [usize; 3], classes: usize, width: usize, norms: AlexNorms) -> Result<Model> {
     let mut b = Builder::new(input, classes);
-    let first = if input[1] < 64 { [5, 1, 2] } else { [11, 4, 0] };
+    let [_, height, wide] = input;
+    let side = height.min(wide);
+    if side < SMALLEST {
+        return Err(Error::argument(format!("images of {height} x {wide} pixels are too small for AlexNet"))
+            .hint(format!("make them {SMALLEST} pixels or larger on each side")));
+    }
+    let first = if side < ORIGINAL { [5, 1, 2] } else { [11, 4, 0] };
     let same = [3, 1, 1];
     let convs = [
         (width * 3 / 2, first),
@@ -47,5 +63,5 @@ pub fn alexnet(input: [usize; 3], classes: usize, width: usize, norms: AlexNorms
     }
     let last = b.linear("fc8", classes, 0.01);
     b.stage(vec![last]);
-    b.model
+    Ok(b.model)
 }

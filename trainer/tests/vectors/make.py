@@ -2,9 +2,9 @@
 
     pip install torch torchvision && python make.py
 
-Weights, images and labels follow from integer hashes, so the files have results only: a line for the loss, one for
-each tensor (name, norm of its gradient, the gradient's first, middle and last value), and one for the loss before
-each of five LARS steps.
+Weights, images and labels follow from integer hashes, so the files have results only: a line for each tensor (name, norm
+of its gradient, the gradient's first, middle and last value); one for the loss before each of five LARS steps and after
+the last; and one for each tensor after them ("after", name, its norm, its first, middle and last value).
 """
 import os
 from collections import OrderedDict
@@ -78,6 +78,12 @@ def lars(p, v, rate):
     p.add_(v)
 
 
+def line(name, values):
+    v = values.double().flatten()
+    some = [v.norm(), v[0], v[len(v) // 2], v[-1]]
+    return " ".join([name, *(f"{x.item():.9e}" for x in some)]) + "\n"
+
+
 def record(name, model, batch, size, rate, classes=10):
     fill(model)
     images = uniform(1000, batch * 3 * size * size).astype(np.float32).reshape(batch, 3, size, size)
@@ -85,19 +91,21 @@ def record(name, model, batch, size, rate, classes=10):
     loss_of = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     velocity = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     with open(os.path.join(HERE, name + ".txt"), "w") as file:
-        for step in range(5):
+        for step in range(6):
             model.zero_grad()
             loss = loss_of(model(images), labels)
             loss.backward()
             if step == 0:
                 for n, p in model.named_parameters():
-                    g = p.grad.double().flatten()
-                    some = [g[0], g[len(g) // 2], g[-1]]
-                    file.write(" ".join([n, f"{g.norm().item():.9e}", *(f"{x.item():.9e}" for x in some)]) + "\n")
+                    file.write(line(n, p.grad))
             file.write(f"loss {loss.item():.9e}\n")
+            if step == 5:
+                break
             with torch.no_grad():
                 for n, p in model.named_parameters():
                     lars(p, velocity[n], rate)
+        for n, p in model.named_parameters():
+            file.write("after " + line(n, p.detach()))
 
 
 torch.manual_seed(0)

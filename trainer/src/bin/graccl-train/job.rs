@@ -11,6 +11,8 @@ use graccl_trainer::model::{AlexNorms, Model, alexnet, resnet50};
 use graccl_trainer::optim::{LossScale, Optimiser, Rule};
 use graccl_trainer::trainer::{Norms, Precision, Setup};
 
+use crate::flags::{at_least_0, at_least_1, part, positive};
+
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Net {
     Alexnet,
@@ -60,23 +62,24 @@ pub struct Job {
     #[arg(long, default_value_t = 64)]
     pub width: usize,
     /// Images of all ranks together in a step
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = at_least_1)]
     pub batch: usize,
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_1)]
     pub epochs: usize,
     #[arg(long, value_enum, default_value = "sgd")]
     pub update: Update,
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, value_parser = part, allow_negative_numbers = true)]
     pub momentum: f32,
-    #[arg(long, default_value_t = 5e-4)]
+    #[arg(long, default_value_t = 5e-4, value_parser = at_least_0, allow_negative_numbers = true)]
     pub decay: f32,
-    #[arg(long, default_value_t = 0.0)]
+    /// Part of the target that is spread over all classes, in training
+    #[arg(long, default_value_t = 0.0, value_parser = part, allow_negative_numbers = true)]
     pub smoothing: f32,
     /// What forward and backward passes compute in, and what travels
     #[arg(long, value_enum, default_value = "f32")]
     pub precision: Type,
     /// Factor on the loss; default: dynamic for f16, else 1
-    #[arg(long)]
+    #[arg(long, value_parser = positive, allow_negative_numbers = true)]
     pub loss_scale: Option<f32>,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -86,7 +89,7 @@ pub struct Job {
     #[arg(long, value_enum, default_value = "local")]
     pub norm: Norm,
     /// Height and width of images; default: 28 for grey ones, 224 for coloured ones
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = at_least_1)]
     pub size: Option<usize>,
     /// Random windows that stick out by at most this
     #[arg(long, value_name = "PIXELS")]
@@ -94,6 +97,9 @@ pub struct Job {
     /// Mirror every second image
     #[arg(long)]
     pub flip: bool,
+    /// Threads that read and decode images, for each rank
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_1)]
+    pub workers: usize,
 }
 
 /// A job with its images and its network.
@@ -119,12 +125,16 @@ impl Job {
                 .hint("give an even number; 64 is the original"));
         }
         let alex = |norms| alexnet(input, classes, self.width, norms);
-        Ok(match self.model {
+        match self.model {
             Net::Alexnet => alex(AlexNorms::None),
             Net::AlexnetBn5 => alex(AlexNorms::Pool5),
             Net::AlexnetBn => alex(AlexNorms::All),
-            Net::Resnet50 => resnet50(input, classes, self.width),
-        })
+            Net::Resnet50 => Ok(resnet50(input, classes, self.width)),
+        }
+    }
+
+    pub fn lars(&self) -> bool {
+        matches!(self.update, Update::Lars)
     }
 
     /// `trust` is for LARS only.
@@ -166,7 +176,7 @@ impl Work<'_> {
     /// This rank's share of the training images.
     pub fn training(&self, rank: usize, ranks: usize) -> Result<Loader> {
         let batch = self.job.batch;
-        if batch == 0 || !batch.is_multiple_of(ranks) {
+        if !batch.is_multiple_of(ranks) {
             return Err(Error::argument(format!("a batch of {batch} images for {ranks} ranks"))
                 .hint("--batch must be a multiple of the number of ranks that train together"));
         }
@@ -174,16 +184,42 @@ impl Work<'_> {
         augment.crop = self.job.crop;
         augment.flip = self.job.flip;
         let config = LoaderConfig::training(batch / ranks, (self.side, self.side), augment, self.job.seed);
-        Loader::new(self.images.clone(), config.of_rank(rank, ranks))
+        Loader::new(self.images.clone(), config.of_rank(rank, ranks).workers(self.job.workers))
     }
 
-    /// This rank's share of the test images.
-    pub fn evaluation(&self, rank: usize, ranks: usize) -> Result<Loader> {
-        let images = input::open(&self.job.data, Split::Test)?;
+    /// This rank's share of the test images, if there are any.
+    pub fn evaluation(&self, rank: usize, ranks: usize) -> Result<Option<Loader>> {
+        let Some(images) = input::open_test(&self.job.data, &*self.images)? else { return Ok(None) };
         let plain = Augment::none(self.images.channels());
         let config = LoaderConfig::evaluation(250, (self.side, self.side), plain);
-        Loader::new(images, config.of_rank(rank, ranks))
+        Loader::new(images, config.of_rank(rank, ranks).workers(self.job.workers)).map(Some)
     }
+
+    /// What decides, beside a schedule, what a step computes. Not the number of ranks, and not what they compute in.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let job = self.job;
+        vec![
+            ("--model", name(&job.model)),
+            ("--width", job.width.to_string()),
+            ("--size", self.side.to_string()),
+            ("images", self.images.len().to_string()),
+            ("classes", self.images.classes().to_string()),
+            ("--batch", job.batch.to_string()),
+            ("--epochs", job.epochs.to_string()),
+            ("--seed", job.seed.to_string()),
+            ("--crop", job.crop.map_or("none".into(), |n| n.to_string())),
+            ("--flip", job.flip.to_string()),
+            ("--update", name(&job.update)),
+            ("--momentum", job.momentum.to_string()),
+            ("--decay", job.decay.to_string()),
+            ("--smoothing", job.smoothing.to_string()),
+        ]
+    }
+}
+
+/// The flag's value.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or(String::new(), |v| v.get_name().to_string())
 }
 
 /// The job's communicator: the same bits whatever the buckets, which depend on times.

@@ -1,75 +1,79 @@
 //! `--metrics`: a line for each step, in a file.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use graccl::{Error, Result};
 use graccl_trainer::trainer::Report;
 
-const NAMES: &str = "step,epoch,images_per_second,loss,accuracy,rate,loss_scale,comm_share,hidden_share,\
-                     test_loss,test_accuracy";
+use crate::progress::Sums;
 
-/// The file, and when the step that is under way began.
+const NAMES: &str = "step,epoch,images_per_second,loss,accuracy,rate,loss_scale,comm_share,hidden_share,\
+                     test_loss,test_accuracy\n";
+
 pub struct Metrics {
     file: File,
     path: PathBuf,
-    began: Instant,
 }
 
-/// What a line is made of, but for the times.
+/// What a line is made of.
 pub struct Line<'a> {
     pub step: usize,
     pub epoch: f64,
     /// Of all ranks.
     pub images: usize,
+    pub seconds: f64,
     pub report: &'a Report,
     pub rate: f32,
     pub loss_scale: f32,
+    /// Loss and accuracy of a test after the step.
+    pub test: Option<(f64, f64)>,
 }
 
 impl Metrics {
-    /// A new file; or, for a run that goes on, the end of the one that is there.
-    pub fn open(path: &Path, goes_on: bool) -> Result<Metrics> {
+    /// A new file. For a run that goes on from step `from`: the file that is there, without what comes after that step,
+    /// and without the half line that a killed run may have left.
+    pub fn open(path: &Path, from: Option<usize>) -> Result<Metrics> {
+        let fails = |e: std::io::Error| cannot(path, &e);
         let mut options = File::options();
-        options.create(true).write(true).append(goes_on).truncate(!goes_on);
-        let file = options.open(path).map_err(|e| cannot(path, &e))?;
-        let mut metrics = Metrics { file, path: path.to_path_buf(), began: Instant::now() };
-        let empty = metrics.file.metadata().map_err(|e| cannot(path, &e))?.len() == 0;
-        if empty {
-            metrics.write(&format!("{NAMES}\n"))?;
+        let mut file =
+            options.create(true).read(true).write(true).truncate(from.is_none()).open(path).map_err(fails)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(fails)?;
+        let keep = match from {
+            Some(step) if !text.is_empty() => kept(&text, step).ok_or_else(|| {
+                Error::argument(format!("{} has other columns than this program writes", path.display()))
+                    .hint("give --metrics another file")
+            })?,
+            _ => 0,
+        };
+        file.set_len(keep as u64).map_err(fails)?;
+        file.seek(SeekFrom::End(0)).map_err(fails)?;
+        let mut metrics = Metrics { file, path: path.to_path_buf() };
+        if keep == 0 {
+            metrics.write(NAMES)?;
         }
         Ok(metrics)
     }
 
-    /// The next step begins now.
-    pub fn begin(&mut self) {
-        self.began = Instant::now();
-    }
-
-    /// The step that [`Metrics::begin`] began is over; `finish` ends its line.
-    pub fn step(&mut self, line: &Line) -> Result<()> {
-        let (seconds, report) = (self.began.elapsed().as_secs_f64(), line.report);
-        let times = &report.times;
-        let hidden = if times.busy > 0.0 { (1.0 - times.waited / times.busy).max(0.0) } else { 1.0 };
+    /// Whole, in one write: whoever reads meanwhile sees no half lines.
+    pub fn line(&mut self, l: &Line) -> Result<()> {
+        let mut one = Sums::default();
+        one.add(l.report, l.images, l.seconds);
+        let test = l.test.map_or(",".to_string(), |(loss, accuracy)| format!("{loss},{accuracy}"));
         self.write(&format!(
-            "{},{:.4},{:.1},{},{},{},{},{:.4},{hidden:.4}",
-            line.step,
-            line.epoch,
-            line.images as f64 / seconds,
-            report.loss,
-            report.accuracy,
-            line.rate,
-            line.loss_scale,
-            (times.waited / seconds).min(1.0)
+            "{},{:.4},{:.1},{},{},{},{},{:.4},{:.4},{test}\n",
+            l.step,
+            l.epoch,
+            one.images_per_second(),
+            l.report.loss,
+            l.report.accuracy,
+            l.rate,
+            l.loss_scale,
+            one.comm_share(),
+            one.hidden_share(),
         ))
-    }
-
-    /// With loss and accuracy of a test that was made after the step.
-    pub fn finish(&mut self, test: Option<(f64, f64)>) -> Result<()> {
-        let test = test.map_or(",,".to_string(), |(loss, accuracy)| format!(",{loss},{accuracy}"));
-        self.write(&format!("{test}\n"))
     }
 
     fn write(&mut self, text: &str) -> Result<()> {
@@ -77,6 +81,31 @@ impl Metrics {
     }
 }
 
+/// Bytes of the whole lines up to that of `step`. `None`: another table.
+fn kept(text: &str, step: usize) -> Option<usize> {
+    let lines = text.strip_prefix(NAMES)?.split_inclusive('\n');
+    let earlier = |l: &&str| {
+        let number = l.split(',').next().and_then(|n| n.parse::<usize>().ok());
+        l.ends_with('\n') && number.is_some_and(|n| n <= step)
+    };
+    Some(NAMES.len() + lines.take_while(earlier).map(str::len).sum::<usize>())
+}
+
 fn cannot(path: &Path, cause: &std::io::Error) -> Error {
     Error::io(format!("cannot write {}", path.display()), cause).hint("check the path and its permissions")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_goes_on_keeps_what_came_before_its_checkpoint() {
+        let table = format!("{NAMES}1,a\n2,b\n3,c\n4,half");
+        let keeps = |text: &str, step| kept(text, step).map(|n| text[NAMES.len()..n].to_string());
+        assert_eq!(keeps(&table, 2).unwrap(), "1,a\n2,b\n");
+        assert_eq!(keeps(&table, 9).unwrap(), "1,a\n2,b\n3,c\n");
+        assert_eq!(keeps(&table, 0).unwrap(), "");
+        assert_eq!(keeps("step,other\n1,2\n", 1), None);
+    }
 }

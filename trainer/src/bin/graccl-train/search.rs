@@ -7,9 +7,10 @@ use graccl::{Communicator, Error, Result};
 use graccl_trainer::device;
 use graccl_trainer::optim::Schedule;
 use graccl_trainer::search::{self, Grid, Search, Setting, Trial};
-use graccl_trainer::trainer::{State, Trainer};
+use graccl_trainer::state::State;
+use graccl_trainer::trainer::Trainer;
 
-use crate::job::{Job, Update, Work, communicator};
+use crate::job::{Job, Work, communicator};
 
 /// Looks for the learning rate, the warm-up and LARS's trust coefficient of a training, by short ones.
 ///
@@ -49,7 +50,6 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let lars = matches!(args.job.update, Update::Lars);
     let work = args.job.work()?;
     let comm = communicator()?;
     let device = device::of_rank(&comm)?;
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
         rate: args.rates.clone(),
         warmup: args.warm_ups.clone(),
         // SGD has none: one setting, whatever it is.
-        trust: if lars { args.trusts.clone() } else { vec![1.0] },
+        trust: if args.job.lars() { args.trusts.clone() } else { vec![1.0] },
     };
     let groups = args.groups.unwrap_or(comm.size());
     let (steps, rungs, refinements) = (args.steps, args.rungs, args.refinements);
@@ -87,14 +87,15 @@ fn train(work: &Work, group: &Communicator, device: &Device, setting: &Setting, 
     let loader = work.training(group.rank(), group.size())?;
     let warm_up = (setting.warmup * steps as f64).round() as usize;
     let schedule = Schedule { base: setting.rate as f32, end: 0.0, warm_up, steps: steps as usize };
-    let state = State::new(&work.model, job.seed, job.loss_scale());
+    let own = (group.rank() == 0).then(|| State::new(&work.model, job.seed, job.loss_scale()));
+    let state = State::shared(group, &work.model, job.loss_scale(), own)?;
     let setup = job.setup(setting.trust as f32);
     let mut trainer = Trainer::new(group.duplicate()?, work.model.clone(), setup, state, device.clone())?;
     let mut losses = Vec::new();
-    for (step, batch) in loader.steps(0..steps).enumerate() {
-        let report = trainer.step(&batch?, schedule.rate(step))?;
-        // All ranks of the group have the same loss.
-        if !report.loss.is_finite() && !report.skipped {
+    for (step, input) in loader.prefetch(0..steps, trainer.inputs()).enumerate() {
+        let report = trainer.step(&input?, schedule.rate(step))?;
+        // All ranks of the group see the same.
+        if report.lost.is_some() {
             return Ok(f64::INFINITY);
         }
         losses.push(report.loss);
@@ -105,7 +106,7 @@ fn train(work: &Work, group: &Communicator, device: &Device, setting: &Setting, 
 
 /// All trials, the longest first and of those the best, and what to give to a training.
 fn print(args: &Args, trials: &[Trial]) {
-    let lars = matches!(args.job.update, Update::Lars);
+    let lars = args.job.lars();
     let mut order: Vec<&Trial> = trials.iter().collect();
     order.sort_by(|a, b| b.steps.cmp(&a.steps).then(a.loss.total_cmp(&b.loss)));
     println!("# {:>8} {:>9} {:>9} {:>6} {:>6} {:>9}", "rate", "warm-up", "trust", "round", "steps", "loss");
@@ -129,9 +130,10 @@ fn print(args: &Args, trials: &[Trial]) {
 fn flags(args: &Args, s: &Setting) -> String {
     let warm_up = s.warmup * args.job.epochs as f64;
     let common = format!("--rate {} --warm-up {}", short(s.rate), short(warm_up));
-    match args.job.update {
-        Update::Lars => format!("--update lars {common} --trust {}", short(s.trust)),
-        Update::Sgd => format!("--update sgd {common}"),
+    if args.job.lars() {
+        format!("--update lars {common} --trust {}", short(s.trust))
+    } else {
+        format!("--update sgd {common}")
     }
 }
 
