@@ -83,16 +83,9 @@ fn mixed_precision_learns_as_f32_does() {
     }
 }
 
-/// In the trace: from the start of a step's first bucket to its end passes a good part of the step, namely the backward
-/// pass of all but the last layer. Were gradients handed over when all are there, next to nothing would.
-#[test]
-fn buckets_start_long_before_the_backward_pass_ends() {
-    let data = images("overlap");
-    let flags = "--model alexnet --width 8 --np 2 --epochs 3 --stop 12 --batch 128 --buckets per-tensor";
-    let o = command(&data, flags).env("GRACCL_TRACE", data.join("trace")).output().unwrap();
-    assert!(o.status.success(), "{}", text(&o));
-    let trace: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(data.join("trace.0.json")).unwrap()).unwrap();
+/// Beginning and end of each step but the first in a rank's trace, and when its first bucket starts.
+fn steps_of(trace: &Path) -> Vec<(f64, f64, f64)> {
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let began = |name: &str| -> Vec<f64> {
         let fits =
@@ -102,14 +95,24 @@ fn buckets_start_long_before_the_backward_pass_ends() {
     // Every step ends with a mean of loss and accuracy.
     let (ends, buckets) = (began("all_reduce of 2 double (avg)"), began(" float (avg)"));
     assert!(ends.len() == 12 && buckets.len() == 12 * 16, "{} {}", ends.len(), buckets.len());
-    let mut parts: Vec<f64> = ends
-        .windows(2)
-        .map(|w| {
-            let first = buckets.iter().copied().filter(|b| (w[0]..w[1]).contains(b)).fold(w[1], f64::min);
-            (w[1] - first) / (w[1] - w[0])
-        })
-        .collect();
+    let first = |w: &[f64]| buckets.iter().copied().filter(|b| (w[0]..w[1]).contains(b)).fold(w[1], f64::min);
+    ends.windows(2).map(|w| (w[0], w[1], first(w))).collect()
+}
+
+/// In the traces: from the start of a step's first bucket, on both ranks, to its end passes a good part of the step, namely
+/// the backward pass of all but the last layer. Were gradients handed over when all are there, next to nothing would.
+#[test]
+fn buckets_start_long_before_the_backward_pass_ends() {
+    let data = images("overlap");
+    let flags = "--model alexnet --width 8 --np 2 --epochs 3 --stop 12 --batch 128 --buckets per-tensor";
+    let o = command(&data, flags).env("GRACCL_TRACE", data.join("trace")).output().unwrap();
+    assert!(o.status.success(), "{}", text(&o));
+    let [one, other] = ["trace.0.json", "trace.1.json"].map(|name| steps_of(&data.join(name)));
+    let part = |((begin, end, first), (_, _, second)): (&(f64, f64, f64), &(f64, f64, f64))| {
+        (end - first.max(*second)) / (end - begin)
+    };
+    let mut parts: Vec<f64> = one.iter().zip(&other).map(part).collect();
     parts.sort_by(f64::total_cmp);
     println!("parts of the steps: {parts:.2?}");
-    assert!(parts[parts.len() / 2] > 0.15, "{parts:?}");
+    assert!(parts[parts.len() / 2] > 0.2, "{parts:?}");
 }
