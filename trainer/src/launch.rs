@@ -1,5 +1,6 @@
 //! `--np N`: this program again, once for each rank, on this machine.
 
+use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ pub fn ranks(n: usize) -> Result<i32> {
             let Some(status) = slot.as_mut().and_then(|c| c.try_wait().ok().flatten()) else { continue };
             *slot = None;
             if !status.success() {
-                eprintln!("graccl-train: rank {rank} of {n} ended: {status}");
+                say(&format!("graccl-train: rank {rank} of {n} ended: {status}\n"));
                 let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
                 failed.get_or_insert((code, Instant::now()));
             }
@@ -55,6 +56,12 @@ pub fn ranks(n: usize) -> Result<i32> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(failed.map_or(0, |(code, _)| code))
+}
+
+/// On standard error in one write: others write there at the same time.
+pub fn say(text: &str) {
+    // There is nobody to tell of a failure.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 fn kill(children: &mut [Option<Child>]) {

@@ -92,12 +92,16 @@ fn main() -> ExitCode {
 /// `checkpoint` is one that this run wrote, or began with.
 fn complain(e: &Error, checkpoint: Option<&Path>) {
     let rank = std::env::var("GRACCL_RANK").unwrap_or_default();
-    eprintln!("graccl-train: {}{e}", if rank.is_empty() { String::new() } else { format!("rank {rank}: ") });
+    let mut text = format!(
+        "graccl-train: {}{e}\n",
+        if rank.is_empty() { String::new() } else { format!("rank {rank}: ") }
+    );
     // A run that diverged would do so again.
     if let Some(file) = checkpoint
         && file.exists()
         && e.code != Code::InvalidUsage
     {
-        eprintln!("graccl-train: go on from the last checkpoint with --resume {}", file.display());
+        text += &format!("graccl-train: go on from the last checkpoint with --resume {}\n", file.display());
     }
+    launch::say(&text);
 }
