@@ -7,9 +7,11 @@
 //! Units everywhere: nanoseconds and bytes, as `f64`.
 
 mod curve;
+mod model;
 mod price;
 
 pub use curve::Curve;
+pub use model::Model;
 pub use price::{Cheapest, Linear, Price, PriceList, Prices};
 
 use crate::reduce::Wire;
