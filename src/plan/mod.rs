@@ -11,11 +11,14 @@
 //! Times are nanoseconds from the start of the backward pass, sizes bytes. Everything here is pure: no I/O.
 
 mod explain;
+mod fuzz;
 mod model;
 mod network;
 mod rules;
 mod search;
 
+#[doc(hidden)]
+pub use fuzz::fuzz_model;
 pub use model::{Model, Tensor, data_type};
 pub use network::{Network, NetworkPrices};
 pub use rules::{Alternative, alternatives};

@@ -219,7 +219,8 @@ impl Player<'_> {
     fn run(&mut self) -> Result<()> {
         let mut late = vec![0.0; self.net.played];
         for &(rank, ns) in &self.noise.late {
-            late[rank] = ns;
+            // A time's bits must order like the time, and those of -0 do not.
+            late[rank] = ns.abs();
         }
         for c in 0..self.cursors.len() as u32 {
             let Cursor { rank, lane, .. } = self.cursors[c as usize];

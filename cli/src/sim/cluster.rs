@@ -178,9 +178,14 @@ impl Cluster {
                 .hint(format!("give a TOML file (docs/simulator.md) or one of: {}", names.join(", ")))
         })?;
         let name = Path::new(what).file_stem().map_or(what.into(), |s| s.to_string_lossy().into_owned());
+        Cluster::read(name, &text)
+    }
+
+    /// What a file of either kind says.
+    pub(super) fn read(name: String, text: &str) -> Result<Cluster> {
         match text.lines().any(|l| l.trim_start().starts_with("[machine]")) {
-            true => Cluster::tuned(name, &text),
-            false => Cluster::parse(&name, &text),
+            true => Cluster::tuned(name, text),
+            false => Cluster::parse(&name, text),
         }
     }
 

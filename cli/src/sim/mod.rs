@@ -2,6 +2,7 @@
 
 mod chart;
 mod cluster;
+mod fuzz;
 mod shop;
 mod table;
 mod train;
@@ -18,6 +19,7 @@ use crate::plan::{parse_ms, parse_type, parse_wire};
 use crate::schedules;
 use crate::verify::say;
 pub(crate) use cluster::Cluster;
+pub use fuzz::fuzz_cluster;
 pub(crate) use shop::Shop;
 use table::Table;
 
