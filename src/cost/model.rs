@@ -1,6 +1,7 @@
 //! A machine, and what large buffers do to it.
 
-use super::{Curve, Machine};
+use super::{Curve, Machine, fine};
+use crate::Result;
 use crate::reduce::Wire;
 
 /// A machine, and what large buffers do to it. [`Machine`]'s costs are by the size of a message. But a message
@@ -41,5 +42,13 @@ impl Model {
     /// See [`Machine::packed`].
     pub fn packed(&self, wire: Wire) -> Model {
         Model { machine: self.machine.packed(wire), ..self.clone() }
+    }
+
+    /// As [`Machine::check`].
+    pub fn check(&self) -> Result<()> {
+        self.machine.check()?;
+        fine(self.stretch.largest(), "stretch", "")?;
+        fine(self.stretch_across.largest(), "stretch_across", "")?;
+        fine(self.memory.largest(), "memory", "")
     }
 }

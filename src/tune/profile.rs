@@ -221,10 +221,11 @@ impl Text<'_> {
             switch: number("switch")?,
             trunk: None,
         };
-        machine.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
         let factor = |k: &str| t.get(k).map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, k));
         let (stretch, stretch_across) = (factor("stretch")?, factor("stretch_across")?);
-        Ok(Model { machine, stretch, stretch_across, memory: curve("memory")? })
+        let model = Model { machine, stretch, stretch_across, memory: curve("memory")? };
+        model.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
+        Ok(model)
     }
 
     fn place(&self, t: &DeTable, at: usize, what: &str) -> Result<Place> {

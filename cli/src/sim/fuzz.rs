@@ -21,19 +21,13 @@ pub fn fuzz_cluster(data: &[u8]) {
     let groups = cluster.groups(Some(ranks as u32), Some(hosts as u32)).expect("few ranks");
     let all = Candidates::of(collective, &groups);
     let mut pricers = vec![
-        Pricer::new(collective, &groups, &cluster.machine, all.clone()),
-        Pricer::in_full(
-            (collective, ranks - 1),
-            &groups,
-            &cluster.machine,
-            all.clone(),
-            cluster.noise.clone(),
-        ),
+        Pricer::new(collective, &groups, &cluster.model, all.clone()),
+        Pricer::in_full((collective, ranks - 1), &groups, &cluster.model, all.clone(), cluster.noise.clone()),
     ];
     if collective == Collective::AllReduce {
-        pricers.push(Pricer::new(collective, &groups, &cluster.machine, all.packed(Wire::Int8)));
+        pricers.push(Pricer::new(collective, &groups, &cluster.model, all.packed(Wire::Int8)));
     }
-    let shallow = cluster.machine.inside.depth.min(cluster.machine.across.depth) < 4;
+    let shallow = cluster.model.machine.inside.depth.min(cluster.model.machine.across.depth) < 4;
     for pricer in pricers {
         let pricer = pricer.expect("algorithms for few ranks");
         for bytes in [4, 1 << 20] {
