@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::Layout;
 use super::step::{Core, State};
-use super::{Bucket, BucketerConfig, Buckets, Fusion, StepTimes};
+use super::{Bucket, BucketerConfig, Buckets, Fusion, StepTimes, Tensor};
 use crate::comm::{Call, Communicator};
 use crate::cost::{Cheapest, Curve, Price, Prices};
 use crate::plan::{self, Costs, Mode, Model, Options, Share};
@@ -131,7 +131,7 @@ pub(super) fn by_rule(layout: &Layout, config: &BucketerConfig) -> Buckets {
 }
 
 /// Makes buckets of runs of bytes that follow each other. Tensors without elements go with what comes after
-/// them, or, at the end, before.
+/// them, or, at the end, before. Only buckets that have f32 can be packed.
 pub(super) fn fit(layout: &Layout, runs: impl Iterator<Item = (u64, u64, Share, bool)>) -> Vec<Bucket> {
     let mut list: Vec<Bucket> = Vec::new();
     for (offset, bytes, share, packed) in runs.filter(|r| r.1 > 0) {
@@ -140,6 +140,8 @@ pub(super) fn fit(layout: &Layout, runs: impl Iterator<Item = (u64, u64, Share, 
         if span.first > next {
             (span.first, span.from) = (next, 0);
         }
+        let float = |t: &Tensor| t.dtype == DataType::F32 && t.elements > 0;
+        let packed = packed && layout.tensors[span.first..=span.last].iter().any(float);
         list.push(Bucket { span, bytes, share, packed });
     }
     if let Some(last) = list.last_mut() {
@@ -291,7 +293,7 @@ impl Times {
         let model = Model::new(tensors.collect())?;
         let all_reduce = Cheapest(std::iter::once(&known.all_reduce).chain(&known.packed).collect());
         let halves = known.halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
-        let costs = Costs { all_reduce: &all_reduce, halves };
+        let costs = Costs { all_reduce: &all_reduce, whole: Some(&known.all_reduce), halves };
         let modes = if late { Mode::ALL.to_vec() } else { vec![Mode::AllReduce] };
         // So many gradients that cutting them would be too much to plan stay whole.
         let parts = plan::LARGEST.saturating_sub(core.layout.tensors.len()) as u64;

@@ -28,9 +28,10 @@ use search::{Atoms, Cut, Work};
 
 /// What communication costs.
 pub struct Costs<'a> {
-    /// Prices must not fall as sizes rise; where they do, the times of a plan are still right but a better
-    /// plan may be missed.
+    /// May fall as sizes rise; then the search takes longer.
     pub all_reduce: &'a dyn Prices,
+    /// Of types other than f32, which are never packed; none where `all_reduce` packs nothing either.
+    pub whole: Option<&'a dyn Prices>,
     /// Prices of reduce_scatter and all_gather (by the bytes of the larger buffer), where they are known.
     pub halves: Option<(&'a dyn Prices, &'a dyn Prices)>,
 }
@@ -205,12 +206,17 @@ fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan>
     Ok(plan)
 }
 
-impl Costs<'_> {
+impl<'a> Costs<'a> {
+    /// Of allreduces, if messages may be packed.
+    fn all_reduce(&self, packs: bool) -> &'a dyn Prices {
+        self.whole.filter(|_| !packs).unwrap_or(self.all_reduce)
+    }
+
     /// The allreduce, or the reduce_scatter.
-    fn first(&self, share: Share, bytes: u64) -> Price {
+    fn first(&self, share: Share, bytes: u64, packs: bool) -> Price {
         match (share, self.halves) {
             (Share::Both, Some((r, _))) => r.price(bytes),
-            _ => self.all_reduce.price(bytes),
+            _ => self.all_reduce(packs).price(bytes),
         }
     }
 }
@@ -245,7 +251,7 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut], bound: Bound) -> 
         let bytes = a.bytes[j] - a.bytes[i];
         let reduce = match share {
             Share::Forward => Span { start: 0.0, end: 0.0, algorithm: "", wire: None },
-            _ => spend(a.ready[j], costs.first(share, bytes)),
+            _ => spend(a.ready[j], costs.first(share, bytes, a.packs[j])),
         };
         buckets.push(Bucket {
             first: a.tensor[i + 1] as usize,
@@ -258,9 +264,9 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut], bound: Bound) -> 
             gather: None,
         });
     }
-    for b in buckets.iter_mut().rev() {
+    for (b, &(_, j, _)) in buckets.iter_mut().zip(cuts).rev() {
         match (b.share, costs.halves) {
-            (Share::Forward, _) => b.reduce = spend(backward, costs.first(b.share, b.bytes)),
+            (Share::Forward, _) => b.reduce = spend(backward, costs.first(b.share, b.bytes, a.packs[j])),
             (Share::Both, Some((_, g))) => b.gather = Some(spend(backward, g.price(b.bytes))),
             _ => {}
         }
