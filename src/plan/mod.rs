@@ -113,7 +113,7 @@ pub struct Bucket {
 }
 
 /// No plan takes less than each of these, ns.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bound {
     /// Forward and backward.
     pub compute: f64,
@@ -168,6 +168,31 @@ pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
     best(&plans)
         .cloned()
         .ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
+}
+
+/// How long an iteration takes, ns, with buckets that were planned before, perhaps with other times: bytes and phases, in the
+/// order in which they become ready.
+pub(crate) fn replay(
+    model: &Model,
+    costs: &Costs,
+    mode: Mode,
+    cut: u64,
+    buckets: impl Iterator<Item = (u64, Share)>,
+) -> Result<f64> {
+    let atoms = Atoms::new(model, cut)?;
+    let (mut begin, mut end) = (0, 0);
+    let mut cuts: Vec<Cut> = buckets
+        .map(|(bytes, share)| {
+            end += bytes;
+            // Before tensors without elements, which travel with what follows.
+            let last = atoms.bytes.partition_point(|b| *b < end);
+            (std::mem::replace(&mut begin, last), last, share)
+        })
+        .collect();
+    if let Some(last) = cuts.last_mut() {
+        last.1 = atoms.len();
+    }
+    Ok(lay_out(&atoms, costs, mode, &cuts, Bound::default()).ns)
 }
 
 /// How many pairs a search of two phases keeps, by mode: more undominated ones at one atom are thinned out. For
