@@ -156,7 +156,8 @@ impl Machine {
 
     /// The same for calls whose messages of f32 between hosts are packed ([`Wire`]): fewer bytes, and on either side a
     /// pass over the f32. For f16 and bf16 that is taken to cost what copying them does; int8 is bound by arithmetic, so
-    /// it costs the same for every byte, by what was measured (docs/measurements.md). Sizes stay those of the f32.
+    /// it costs the same for every byte, by what was measured (docs/measurements.md) with what is lost kept for the next
+    /// time, as gradients have it. Sizes stay those of the f32.
     pub fn packed(&self, wire: Wire) -> Machine {
         let mut m = self.clone();
         let ratio = wire.ratio();
@@ -166,7 +167,7 @@ impl Machine {
             Wire::F16 | Wire::Bf16 => self.copy.clone(),
             Wire::Int8 => Curve::line(0.0, times * self.copy.at(CACHED) / CACHED),
         };
-        m.across.send = m.across.send.shrunk(ratio).plus(&passes(6.5));
+        m.across.send = m.across.send.shrunk(ratio).plus(&passes(17.5));
         m.across.recv = m.across.recv.shrunk(ratio).plus(&passes(4.0));
         m.across.link = m.across.link.shrunk(ratio);
         m

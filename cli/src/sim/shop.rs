@@ -30,7 +30,7 @@ impl<'a> Shop<'a> {
         if cluster.noise != Noise::default() {
             return Err(Error::argument("a price is one number, and this cluster has [noise]")
                 .who(&cluster.name)
-                .hint("leave that out for training and plans"));
+                .hint("take [noise] out of its file: training and plans are simulated without"));
         }
         let mut sizes: Vec<u64> = (8..).map(|i| 1u64 << i).take_while(|&b| b < bytes).collect();
         sizes.push(bytes);
