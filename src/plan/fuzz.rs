@@ -12,7 +12,7 @@ pub fn fuzz_model(data: &[u8]) {
         Err(e) => return assert!(!e.who.is_empty() && !e.hint.is_empty(), "{e}"),
     };
     let (whole, half) = (Linear::new("whole", 2e4, 0.2), Linear::new("half", 1e4, 0.1));
-    let costs = Costs { all_reduce: &whole, halves: Some((&half, &half)) };
+    let costs = Costs { all_reduce: &whole, whole: None, halves: Some((&half, &half)) };
     for model in [Some(model.clone()), model.in_time(1e9).ok()].into_iter().flatten() {
         let bytes = model.bytes();
         for (mode, cut) in Mode::ALL.into_iter().zip([0, bytes / 8, bytes / 8]) {
