@@ -10,6 +10,9 @@
  * program sleeps until then, as one that waits for a GPU; with `spin` each layer keeps its core busy for that long.
  * SPEED 2 plays it twice as fast. With `late` each layer of the next forward pass waits for its own gradients only. The
  * last words let gradients travel between hosts in that type.
+ *
+ * Printed are, for each way, the median step, what the plan foretold, "efficiency": computing as a share of the step;
+ * and "hidden": the share of communication that went on behind computing, so that the step was not longer for it.
  */
 #define _POSIX_C_SOURCE 199309L /* clock_gettime, nanosleep */
 #include <stdio.h>
@@ -107,15 +110,23 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Plays steps; the median of a step in seconds, and what was foretold. */
-static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, double *predicted, char *text,
-                   size_t bytes)
+/* The slowest rank's times count; the median of them. */
+static double median(graccl_comm_t *comm, double *times, int steps)
+{
+    CHECK(graccl_all_reduce(times, times, (size_t)steps, GRACCL_FLOAT64, GRACCL_MAX, comm));
+    qsort(times, (size_t)steps, sizeof *times, by_value);
+    return times[steps / 2];
+}
+
+/* Plays steps; the median of a step in seconds, how much of it communication went on, and what was foretold. */
+static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, double *busy, double *predicted,
+                   char *text, size_t bytes)
 {
     int rank, size;
     graccl_bucketer_t *bucketer;
     graccl_bucketer_config_t config = GRACCL_BUCKETER_CONFIG_INITIALIZER;
-    double *taken = malloc(sizeof *taken * (size_t)steps);
-    if (taken == NULL) die("out of memory");
+    double *taken = malloc(sizeof *taken * (size_t)steps), *under_way = malloc(sizeof *taken * (size_t)steps);
+    if (taken == NULL || under_way == NULL) die("out of memory");
     config.fusion = fusion;
     config.threshold = 25 << 20;
     config.late = late;
@@ -149,17 +160,17 @@ static double play(graccl_comm_t *comm, graccl_fusion_t fusion, int steps, doubl
         for (size_t i = 0; i < count && !late; i++) check(bucketer, i, want);
         if (step >= WARM) {
             taken[step - WARM] = now() - began;
+            under_way[step - WARM] = times.busy;
             *predicted = times.predicted;
         }
     }
     CHECK(graccl_bucketer_describe(bucketer, text, bytes));
     CHECK(graccl_bucketer_destroy(bucketer));
-    /* The slowest rank counts. */
-    CHECK(graccl_all_reduce(taken, taken, (size_t)steps, GRACCL_FLOAT64, GRACCL_MAX, comm));
-    qsort(taken, (size_t)steps, sizeof *taken, by_value);
-    double median = taken[steps / 2];
+    double step = median(comm, taken, steps);
+    *busy = median(comm, under_way, steps);
     free(taken);
-    return median;
+    free(under_way);
+    return step;
 }
 
 int main(int argc, char **argv)
@@ -206,17 +217,19 @@ int main(int argc, char **argv)
     double compute = forward + ready[count - 1];
     if (rank == 0) {
         printf("%zu tensors, %.1f ms of computing\n", count, compute * 1e3);
-        printf("%-22s %10s %10s %10s\n", "buckets", "ms a step", "foretold", "efficiency");
+        printf("%-22s %10s %10s %10s %10s\n", "buckets", "ms a step", "foretold", "efficiency", "hidden");
     }
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
-        double predicted, taken = play(comm, ways[i].fusion, steps, &predicted, text, sizeof text);
+        double busy, predicted, taken = play(comm, ways[i].fusion, steps, &busy, &predicted, text, sizeof text);
+        /* What the step takes beside computing is communication that is not hidden, and copies. */
+        double hidden = busy > 0 ? 1 - (taken - compute) / busy : 1;
         if (rank != 0) continue;
         printf("%-22s %10.2f ", ways[i].name, taken * 1e3);
         if (predicted > 0)
             printf("%10.2f", predicted * 1e3);
         else
             printf("%10s", "-");
-        printf(" %9.1f%%\n", 100 * compute / taken);
+        printf(" %9.1f%% %9.1f%%\n", 100 * compute / taken, 100 * (hidden < 0 ? 0 : hidden > 1 ? 1 : hidden));
         if (i == 0) printf("%s", text);
         fflush(stdout);
     }

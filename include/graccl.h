@@ -357,6 +357,10 @@ typedef struct {
      * GRACCL_FLOAT16, GRACCL_BFLOAT16 or GRACCL_INT8: gradients of type float may travel between hosts in that
      * type (int8: in blocks of 16 with a common scale), if the planner finds that it pays. They are summed
      * in float, and what int8 loses is made up for in the next step. GRACCL_UNSET (default): as they are.
+     * With n ranks whose values are at most A (int8: in a block), a sum is off by at most about 2 u n A, where u is
+     * 2^-11 for float16 (of host sums from 6.1e-5 to 65504: larger become infinite) and 2^-8 for bfloat16; for
+     * int8 by 5 u n A with u = 1/127, and its mean over T steps with the same gradients by 6 u n A / T.
+     * Averages: an n-th of that.
      */
     int wire;
     /**

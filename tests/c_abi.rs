@@ -291,7 +291,7 @@ fn bucketer_example_plays_a_model() {
         let outputs = finish(ranks);
         assert!(outputs.iter().all(|o| o.status.success()), "{size} ranks: {outputs:?}");
         let text: String = outputs.iter().map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).collect();
-        for row in ["planned", "one for each tensor", "25 MB", "16 tensors", "bucket 0: "] {
+        for row in ["planned", "one for each tensor", "25 MB", "16 tensors", "bucket 0: ", "hidden"] {
             assert_eq!(text.matches(row).count(), 1, "{row}: {text}");
         }
     }

@@ -119,4 +119,11 @@ fn errors_say_what_to_write() {
     assert!(e.contains("spread evenly"), "{e}");
     let e = refused(&["--model", "vgg16", "--ranks", "4", "--network", "10gbe", "--mode", "magic"]);
     assert!(e.contains("reduce_scatter_all_gather"), "{e}");
+    let noisy = std::env::temp_dir().join(format!("graccl-noisy-{}.toml", std::process::id()));
+    let text =
+        "hosts = 1\nranks_per_host = 2\n[inside]\nsend = { gbs = 1 }\nlatency = 10000\n[noise]\ncore = 0.1\n";
+    std::fs::write(&noisy, text).unwrap();
+    let e = refused(&["--model", "vgg16", "--ranks", "2", "--network", noisy.to_str().unwrap()]);
+    assert!(e.contains("this cluster has [noise]") && e.contains("take [noise] out of its file"), "{e}");
+    std::fs::remove_file(&noisy).unwrap();
 }

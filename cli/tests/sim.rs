@@ -41,6 +41,33 @@ fn a_ring_takes_what_its_formula_says() {
     let _ = std::fs::remove_file(cluster);
 }
 
+/// A profile's job has its ranks where they were when it was tuned, messages that its transport takes, and what
+/// large buffers cost there.
+#[test]
+fn a_profile_is_the_machine_of_its_job() {
+    let profile = |memory: &str| {
+        let text = format!(
+            "version = 1\n[machine]\ncall = 0\nop = 0\ncores = 2\nmemory = {memory}\n\
+             [machine.inside]\nlatency = 10000\nsend = {{ gbs = 1 }}\n\
+             [[choice]]\ncollective = \"all_reduce\"\nranks = 8\nhosts = 1\ntransport = \"shm\"\n\
+             algorithm = \"ring\"\nways = 1\nmessage = 262144\n"
+        );
+        file("profile.toml", &text)
+    };
+    let time = |memory: &str| {
+        let o = sim(&["--cluster", profile(memory).to_str().unwrap(), "--algo", "ring", "--sizes", "32M"]);
+        let said = String::from_utf8_lossy(&o.stdout).into_owned();
+        assert!(said.contains("8 ranks on 1 hosts"), "{said}");
+        let row = lines(&o).remove(0);
+        // 4 MiB chunks go in messages of 256 KiB at most.
+        assert!(row[2].strip_prefix('x').unwrap().parse::<u32>().unwrap() >= 16, "{row:?}");
+        row[4].parse::<f64>().unwrap()
+    };
+    let (without, with) = (time("0"), time("[[32768, 0], [33554432, 7e6]]"));
+    assert!((with - without - 7000.0).abs() < 0.1, "{without} {with}");
+    let _ = std::fs::remove_file(profile("0"));
+}
+
 #[test]
 fn packed_messages_take_less_of_the_network() {
     // Copying takes 1 ns/B, so packing and unpacking do.

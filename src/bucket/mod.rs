@@ -91,7 +91,7 @@ impl Default for BucketerConfig {
 pub struct StepTimes {
     /// From the end of the step before to the end of this one.
     pub step: f64,
-    /// While any bucket was under way.
+    /// While a call of any bucket was under way.
     pub busy: f64,
     /// While the program waited for buckets.
     pub waited: f64,
@@ -244,7 +244,7 @@ impl Bucketer {
             pending.wait().inspect_err(|e| self.lock().fail(e))?;
         }
         let mut state = self.lock();
-        times.note(&state);
+        times.note(&state, began);
         let taken = state.end(began, &self.core);
         times.count(&taken, &state);
         if let Some(buckets) = times.agree(&self.comm, &self.core, &state, &self.config)? {

@@ -31,7 +31,7 @@ pub(super) struct Core {
 }
 
 /// Memory that peers can reach, of our own.
-struct Memory(*mut u8);
+pub(super) struct Memory(pub *mut u8);
 
 // SAFETY: plain memory; marks and requests say who may touch which part of it.
 unsafe impl Send for Memory {}
@@ -39,7 +39,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    fn new(bytes: usize) -> Result<Memory> {
+    pub fn new(bytes: usize) -> Result<Memory> {
         Ok(Memory(memory::alloc(bytes)?))
     }
 }
@@ -57,16 +57,15 @@ struct Run {
     /// Calls that are not over.
     left: usize,
     error: Option<Error>,
-    started: Option<Instant>,
-    ended: Option<Instant>,
+    /// From when to when each of the others was under way.
+    over: Vec<(Instant, Instant)>,
 }
 
 impl Core {
     pub fn new(layout: Layout, wire: Option<Wire>, average: bool) -> Result<Core> {
         let memory = layout.regions.iter().map(|r| Memory::new(r.elements * r.dtype.size()));
         let memory = memory.collect::<Result<_>>()?;
-        // What the others lose is less than what the sums lose.
-        let kept = |dtype| wire == Some(Wire::Int8) && dtype == DataType::F32;
+        let kept = |dtype| wire.is_some_and(keeps) && dtype == DataType::F32;
         let residuals =
             layout.regions.iter().map(|r| kept(r.dtype).then(|| Memory::new(4 * r.elements)).transpose());
         let residuals = residuals.collect::<Result<_>>()?;
@@ -146,16 +145,16 @@ impl Core {
     }
 
     /// A call of bucket `b` is over.
-    fn finished(&self, b: usize, result: &Result<()>) {
+    fn finished(&self, b: usize, started: Instant, result: &Result<()>) {
         let mut runs = lock(&self.runs);
         let run = &mut runs[b];
+        run.over.push((started, Instant::now()));
         run.left = run.left.saturating_sub(1);
         if let Err(e) = result {
             self.failed.store(true, Ordering::Release);
             run.error.get_or_insert_with(|| e.clone());
         }
         if run.left == 0 {
-            run.ended = Some(Instant::now());
             self.over.notify_all();
         }
     }
@@ -226,11 +225,13 @@ pub(super) struct State {
     requests: Vec<Vec<Arc<Request>>>,
     /// By tensor: seconds of the step at its mark; NaN before.
     pub ready: Vec<f64>,
-    /// By tensor: seconds after the backward pass at which it was waited for, without the waits before.
-    pub needed: Vec<f64>,
+    /// By tensor: seconds after the backward pass at which it was waited for, without the waits before; NaN if
+    /// it was not.
+    needed: Vec<f64>,
     pub began: Instant,
     /// All tensors are marked and the program knows.
     pub closed: bool,
+    /// Seconds from the beginning to the end of the backward pass, without waits.
     backward: f64,
     waited: f64,
     failed: Option<Error>,
@@ -248,7 +249,7 @@ impl State {
             next: 0,
             requests: Vec::new(),
             ready: vec![0.0; n],
-            needed: vec![0.0; n],
+            needed: vec![f64::NAN; n],
             began: Instant::now(),
             closed: false,
             backward: 0.0,
@@ -261,8 +262,12 @@ impl State {
         state
     }
 
-    /// Takes other buckets. Between steps.
+    /// Takes other buckets, or what is foretold for the same. Between steps.
     pub fn adopt(&mut self, core: &Core, buckets: Buckets) {
+        if buckets.list == self.buckets.list {
+            self.buckets = Arc::new(buckets);
+            return;
+        }
         for (b, Bucket { span, .. }) in buckets.list.iter().enumerate() {
             for i in span.first..=span.last {
                 let first = if i == span.first && span.from > 0 { self.of[i].0 } else { b };
@@ -290,7 +295,7 @@ impl State {
         self.closed = false;
         self.waited = 0.0;
         self.ready.fill(f64::NAN);
-        self.needed.fill(0.0);
+        self.needed.fill(f64::NAN);
     }
 
     pub fn fail(&mut self, e: &Error) {
@@ -329,10 +334,6 @@ impl State {
         if what != Collective::AllGather {
             let run = &mut lock(&core.runs)[b];
             run.left = slices.len() * if share == Share::Both { 2 } else { 1 };
-            run.started = Some(Instant::now());
-            if slices.is_empty() {
-                run.ended = run.started;
-            }
         }
         for slice in slices {
             let dtype = core.layout.regions[slice.region].dtype;
@@ -359,18 +360,13 @@ impl State {
                     let call = Call::new(what, at, at, slice.len, dtype, core.op);
                     match core.wire {
                         Some(wire) if packed && dtype == DataType::F32 => {
-                            let residual = core.residuals[slice.region].as_ref();
-                            let residual = residual.map_or(std::ptr::null_mut(), |m| m.0.cast::<f32>());
-                            call.packed(
-                                wire,
-                                residual.wrapping_add(if residual.is_null() { 0 } else { slice.at }),
-                            )
+                            call.packed(wire, residual(core.residuals[slice.region].as_ref(), slice.at))
                         }
                         _ => call,
                     }
                 }
             };
-            let (shared, last) = (core.clone(), what != Collective::ReduceScatter);
+            let (shared, last, started) = (core.clone(), what != Collective::ReduceScatter, Instant::now());
             // SAFETY: the slice lies in memory that the callback keeps alive until the call is over; all its
             // tensors are marked, so the program leaves them alone, and buckets are apart.
             let request = unsafe { comm.start(&call) }.inspect_err(|e| core.give_up(b, e))?;
@@ -378,7 +374,7 @@ impl State {
                 if result.is_ok() && last {
                     shared.copy_out(&span, &slice);
                 }
-                shared.finished(b, result);
+                shared.finished(b, started, result);
             }));
             self.requests[b].push(Arc::new(request));
         }
@@ -393,7 +389,7 @@ impl State {
         }
         self.complete(core, "the step cannot end")?;
         self.closed = true;
-        self.backward = self.began.elapsed().as_secs_f64();
+        self.backward = self.began.elapsed().as_secs_f64() - self.waited;
         // The next forward pass begins with what came last.
         let buckets = self.buckets.clone();
         for (b, bucket) in buckets.list.iter().enumerate().rev() {
@@ -450,26 +446,46 @@ impl State {
 
     /// The program has waited for tensor `i` since `began`.
     pub fn note_wait(&mut self, i: usize, began: Instant) {
-        let at = (began - self.began.min(began)).as_secs_f64() - self.backward - self.waited;
-        self.needed[i] = at.max(0.0);
+        if self.closed {
+            self.needed[i] = self.needed[i].min(self.computed(began));
+        }
         self.waited += began.elapsed().as_secs_f64();
+    }
+
+    /// Seconds from the end of the backward pass to `now`, without waits.
+    fn computed(&self, now: Instant) -> f64 {
+        let all = now.saturating_duration_since(self.began).as_secs_f64();
+        (all - self.backward - self.waited).max(0.0)
+    }
+
+    /// By tensor: seconds from when it was needed to `ended`, where the next step begins, without waits. One that was
+    /// not waited for is needed with the next layer's, and the first layer's at once: what the program does before
+    /// counts as that layer.
+    pub fn forward(&self, ended: Instant) -> Vec<f64> {
+        let all = self.computed(ended);
+        let mut rest = 0.0f64;
+        // NaN is nobody's maximum.
+        let mut forward: Vec<f64> = self
+            .needed
+            .iter()
+            .map(|at| {
+                rest = rest.max(all - at);
+                rest
+            })
+            .collect();
+        if let Some(first) = forward.last_mut() {
+            *first = all;
+        }
+        forward
     }
 
     /// The step is over.
     pub fn end(&mut self, began_waiting: Instant, core: &Core) -> StepTimes {
         self.waited += began_waiting.elapsed().as_secs_f64();
-        let mut runs: Vec<(Instant, Instant)> =
-            lock(&core.runs).iter().filter_map(|r| Some((r.started?, r.ended?))).collect();
-        // Calls of a communicator run one after the other.
-        runs.sort_unstable_by_key(|r| r.1);
-        let (mut busy, mut until) = (Duration::ZERO, self.began);
-        for (started, ended) in runs {
-            busy += ended.saturating_duration_since(started.max(until));
-            until = until.max(ended);
-        }
+        let calls = lock(&core.runs).iter_mut().flat_map(|r| std::mem::take(&mut r.over)).collect();
         let times = StepTimes {
             step: self.began.elapsed().as_secs_f64(),
-            busy: busy.as_secs_f64(),
+            busy: busy(calls).as_secs_f64(),
             waited: self.waited,
             predicted: self.buckets.predicted,
         };
@@ -477,6 +493,27 @@ impl State {
         self.rewind(core);
         times
     }
+}
+
+/// What packing loses is kept. What the other forms lose is less than what the sums lose.
+pub(super) fn keeps(wire: Wire) -> bool {
+    wire == Wire::Int8
+}
+
+/// Element `at` of what is kept; null if it is not.
+pub(super) fn residual(kept: Option<&Memory>, at: usize) -> *mut f32 {
+    kept.map_or(std::ptr::null_mut(), |m| m.0.cast::<f32>().wrapping_add(at))
+}
+
+/// How long any of these calls was under way.
+pub(super) fn busy(mut calls: Vec<(Instant, Instant)>) -> Duration {
+    calls.sort_unstable();
+    let (mut busy, mut until) = (Duration::ZERO, None);
+    for (started, ended) in calls {
+        busy += ended.saturating_duration_since(until.map_or(started, |u| started.max(u)));
+        until = until.max(Some(ended));
+    }
+    busy
 }
 
 /// How a slice of `len` elements is shared out among ranks.

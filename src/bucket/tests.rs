@@ -1,12 +1,13 @@
 //! Steps of several ranks, which are threads here.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::*;
 use crate::{Code, Config};
 
 /// Runs `f` as every rank.
-fn ranks(n: usize, f: impl Fn(&Communicator) + Sync) {
+pub(super) fn ranks(n: usize, f: impl Fn(&Communicator) + Sync) {
     let comms = Communicator::init_all(n, &Config::default()).unwrap();
     std::thread::scope(|s| {
         for comm in &comms {
@@ -163,6 +164,34 @@ fn results_may_be_waited_for_in_the_next_forward_pass() {
             }
         }
         assert_eq!(b.steps(), 12);
+    });
+}
+
+#[test]
+fn a_step_is_busy_while_calls_are_under_way() {
+    let now = Instant::now();
+    let at = |ms: u64| now + Duration::from_millis(ms);
+    let busy =
+        |calls: &[(u64, u64)]| step::busy(calls.iter().map(|c| (at(c.0), at(c.1))).collect()).as_millis();
+    assert_eq!(busy(&[]), 0);
+    assert_eq!(busy(&[(100, 105), (0, 5)]), 10);
+    // Three in a queue; one within another.
+    assert_eq!(busy(&[(0, 10), (2, 20), (3, 30), (40, 50), (42, 45)]), 40);
+    // The halves of a bucket are apart.
+    ranks(2, |comm| {
+        let t = tensors();
+        let config = BucketerConfig { late: true, fusion: Fusion::Threshold(50_000), ..Default::default() };
+        // SAFETY: all memory is the bucketer's.
+        let b = unsafe { Bucketer::new(comm, &t, config) }.unwrap();
+        let mut halves = (*b.buckets()).clone();
+        halves.list.iter_mut().for_each(|b| b.share = Share::Both);
+        b.lock().adopt(&b.core, halves);
+        for _ in 0..2 {
+            (0..t.len()).for_each(|i| b.mark_ready(i).unwrap());
+            std::thread::sleep(Duration::from_millis(200));
+            let times = b.finish_step().unwrap();
+            assert!(times.busy > 0.0 && times.busy < 0.1 && times.step > 0.2, "{times:?}");
+        }
     });
 }
 

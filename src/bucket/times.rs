@@ -6,14 +6,14 @@
 use std::time::{Duration, Instant};
 
 use super::layout::Layout;
-use super::step::{Core, State};
-use super::{Bucket, BucketerConfig, Buckets, Fusion, StepTimes};
+use super::step::{Core, Memory, State, keeps, residual};
+use super::{Bucket, BucketerConfig, Buckets, Fusion, StepTimes, Tensor};
 use crate::comm::{Call, Communicator};
 use crate::cost::{Cheapest, Curve, Price, Prices};
 use crate::plan::{self, Costs, Mode, Model, Options, Share};
 use crate::reduce::Wire;
 use crate::schedule::Collective;
-use crate::{DataType, Error, RedOp, Result, memory};
+use crate::{DataType, Error, RedOp, Result};
 
 /// Steps after which the first buckets are made of measured times. The very first is not counted: it makes
 /// connections and touches memory.
@@ -60,9 +60,7 @@ pub(super) struct Times {
     known: Option<Known>,
     /// Means by tensor, in seconds: see [`State`].
     ready: Vec<f64>,
-    needed: Vec<f64>,
-    /// Mean of a step with these buckets.
-    step: f64,
+    forward: Vec<f64>,
     /// Steps in the means.
     counted: u64,
     /// No step with these buckets is over: the first one prepares their calls, and is not counted.
@@ -131,7 +129,7 @@ pub(super) fn by_rule(layout: &Layout, config: &BucketerConfig) -> Buckets {
 }
 
 /// Makes buckets of runs of bytes that follow each other. Tensors without elements go with what comes after
-/// them, or, at the end, before.
+/// them, or, at the end, before. Only buckets that have f32 can be packed.
 pub(super) fn fit(layout: &Layout, runs: impl Iterator<Item = (u64, u64, Share, bool)>) -> Vec<Bucket> {
     let mut list: Vec<Bucket> = Vec::new();
     for (offset, bytes, share, packed) in runs.filter(|r| r.1 > 0) {
@@ -140,6 +138,8 @@ pub(super) fn fit(layout: &Layout, runs: impl Iterator<Item = (u64, u64, Share, 
         if span.first > next {
             (span.first, span.from) = (next, 0);
         }
+        let float = |t: &Tensor| t.dtype == DataType::F32 && t.elements > 0;
+        let packed = packed && layout.tensors[span.first..=span.last].iter().any(float);
         list.push(Bucket { span, bytes, share, packed });
     }
     if let Some(last) = list.last_mut() {
@@ -157,11 +157,12 @@ impl Times {
             Fusion::Planned if comm.size() > 1 => {
                 let total = core.layout.total() as usize;
                 let hosts = comm.hosts().iter().any(|h| *h != 0);
+                let floats = core.layout.tensors.iter().any(|t| t.dtype == DataType::F32);
                 let probe = |c, wire| probe(comm, c, wire, total);
                 Some(Known {
                     all_reduce: probe(Collective::AllReduce, None)?,
                     packed: match config.wire {
-                        Some(wire) if hosts => Some(probe(Collective::AllReduce, Some(wire))?),
+                        Some(wire) if hosts && floats => Some(probe(Collective::AllReduce, Some(wire))?),
                         _ => None,
                     },
                     halves: match config.late {
@@ -175,21 +176,18 @@ impl Times {
             }
             _ => None,
         };
-        let (ready, needed) = (vec![0.0; n], vec![0.0; n]);
-        Ok(Times { known, ready, needed, step: 0.0, counted: 0, fresh: true, slower: 1.0, priced: 0 })
+        let (ready, forward) = (vec![0.0; n], vec![0.0; n]);
+        Ok(Times { known, ready, forward, counted: 0, fresh: true, slower: 1.0, priced: 0 })
     }
 
-    fn weight(&self) -> f64 {
-        (1.0 / (self.counted + 1) as f64).max(WEIGHT)
-    }
-
-    /// A step's marks and waits, before the state forgets them.
-    pub fn note(&mut self, state: &State) {
+    /// A step's marks and waits, before the state forgets them. The step has `ended`, but for buckets under way.
+    pub fn note(&mut self, state: &State, ended: Instant) {
         if self.known.is_none() || self.fresh {
             return;
         }
-        let w = self.weight();
-        for (mean, new) in [(&mut self.ready, &state.ready), (&mut self.needed, &state.needed)] {
+        let w = (1.0 / (self.counted + 1) as f64).max(WEIGHT);
+        let forward = state.forward(ended);
+        for (mean, new) in [(&mut self.ready, &state.ready), (&mut self.forward, &forward)] {
             mean.iter_mut().zip(new).for_each(|(m, x)| *m += (x - *m) * w);
         }
     }
@@ -200,7 +198,6 @@ impl Times {
         if std::mem::take(&mut self.fresh) {
             return;
         }
-        self.step += (taken.step - self.step) * self.weight();
         self.counted += 1;
         let alone: f64 = state.buckets.list.iter().map(|b| known.alone(b)).sum();
         if alone > 0.0 && taken.busy > 0.0 && state.buckets.predicted.is_some() {
@@ -211,8 +208,8 @@ impl Times {
         }
     }
 
-    /// Other buckets, if it is time to look and they are better. Collective: all ranks have ended the same
-    /// steps.
+    /// Other buckets, if it is time to look and they are better, or the same with what is foretold now. Collective: all
+    /// ranks have ended the same steps.
     pub fn agree(
         &mut self,
         comm: &Communicator,
@@ -224,21 +221,14 @@ impl Times {
         if self.known.is_none() || !first && !state.steps.is_multiple_of(AGAIN) {
             return Ok(None);
         }
-        let n = self.ready.len();
-        let mut times = [&self.ready[..], &self.needed[..], &[self.step, self.slower]].concat();
+        let mut times = [&self.ready[..], &self.forward[..], &[self.slower]].concat();
         comm.all_reduce(&mut times, RedOp::Max)?;
-        let (step, slower) = (times[2 * n], times[2 * n + 1]);
         let mut found = Vec::new();
         let mut failed = None;
         if comm.rank() == 0 {
-            match self.plan(core, &times[..n], &times[n..2 * n], slower, config.late) {
-                Ok(buckets) => {
-                    let same = buckets.list == state.buckets.list;
-                    let better = buckets.predicted.is_some_and(|s| s < step * (1.0 - GAIN));
-                    if first || !same && better {
-                        found = encode(&buckets, &core.layout);
-                    }
-                }
+            let used = if first { None } else { Some(&*state.buckets) };
+            match self.plan(core, &times, config.late, used) {
+                Ok(buckets) => found = encode(&buckets, &core.layout),
                 // The others wait to hear of it.
                 Err(e) => failed = Some(e),
             }
@@ -247,24 +237,23 @@ impl Times {
         comm.broadcast(&mut len, 0)?;
         match (failed, len[0]) {
             (Some(e), _) => return Err(e),
-            (None, 0) => return Ok(None),
-            (None, words) if words > most_words(&core.layout) => return Err(no_plan()),
+            (None, words) if words == 0 || words > most_words(&core.layout) => return Err(no_plan()),
             (None, words) => found.resize(words as usize, 0),
         }
         comm.broadcast(&mut found, 0)?;
-        // The means are those of the old buckets; compute's hardly change.
-        (self.step, self.counted, self.fresh) = (0.0, 0, true);
-        decode(&found, &core.layout).map(Some)
+        let buckets = decode(&found, &core.layout)?;
+        if buckets.list != state.buckets.list {
+            // The means are those of the old buckets.
+            (self.counted, self.fresh) = (0, true);
+        }
+        Ok(Some(buckets))
     }
 
-    fn plan(
-        &mut self,
-        core: &Core,
-        ready: &[f64],
-        needed: &[f64],
-        slower: f64,
-        late: bool,
-    ) -> Result<Buckets> {
+    /// The best buckets; those that are `used` if the best do not gain enough. `times` are all ranks', as `agree` puts
+    /// them together.
+    fn plan(&mut self, core: &Core, times: &[f64], late: bool, used: Option<&Buckets>) -> Result<Buckets> {
+        let n = self.ready.len();
+        let (ready, forward, slower) = (&times[..n], &times[n..2 * n], times[2 * n]);
         let Some(known) = &mut self.known else { return Err(Error::internal("a plan without prices")) };
         known.all_reduce.factor = slower;
         if let Some(p) = &mut known.packed {
@@ -278,25 +267,33 @@ impl Times {
             // Not in the order of the list: it waits for those before it.
             latest = latest.max(ready[i] * 1e9);
             // A layer runs from the wait for it to the wait for the one that is ready before it.
-            let next = if i == 0 { needed[0] } else { needed[i - 1] };
-            let forward = if late { (next - needed[i]).max(0.0) * 1e9 } else { 0.0 };
+            let rest = if i == 0 { 0.0 } else { forward[i - 1] };
             plan::Tensor {
                 name: String::new(),
                 elements: t.elements as u64,
                 dtype: t.dtype,
                 ready: latest,
-                forward,
+                forward: (forward[i] - rest).max(0.0) * 1e9,
             }
         });
         let model = Model::new(tensors.collect())?;
         let all_reduce = Cheapest(std::iter::once(&known.all_reduce).chain(&known.packed).collect());
         let halves = known.halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
-        let costs = Costs { all_reduce: &all_reduce, halves };
+        let costs = Costs { all_reduce: &all_reduce, whole: Some(&known.all_reduce), halves };
         let modes = if late { Mode::ALL.to_vec() } else { vec![Mode::AllReduce] };
         // So many gradients that cutting them would be too much to plan stay whole.
         let parts = plan::LARGEST.saturating_sub(core.layout.tensors.len()) as u64;
         let cut = if parts == 0 { 0 } else { CUT.max(model.bytes().div_ceil(parts)) };
         let plan = plan::plan(&model, &costs, &Options { modes, cut })?;
+        if let Some(used) = used {
+            // Both by the same prices, since these may be wrong.
+            let mode = if late { Mode::Priority } else { Mode::AllReduce };
+            let runs = used.list.iter().map(|b| (b.bytes, b.share));
+            let now = plan::replay(&model, &costs, mode, cut, runs)?;
+            if plan.ns >= now * (1.0 - GAIN) {
+                return Ok(Buckets { list: used.list.clone(), predicted: Some(now / 1e9) });
+            }
+        }
         let runs = plan.buckets.iter().map(|b| (b.offset, b.bytes, b.share, b.reduce.wire.is_some()));
         Ok(Buckets { list: fit(&core.layout, runs), predicted: Some(plan.ns / 1e9) })
     }
@@ -362,7 +359,7 @@ fn probe(comm: &Communicator, collective: Collective, wire: Option<Wire>, total:
     let n = comm.size();
     let unit = 4 * n;
     let total = total.clamp(SMALLEST, LARGEST);
-    let buffer = Probe::new(total.next_multiple_of(unit))?;
+    let buffer = Probe::new(total.next_multiple_of(unit), wire)?;
     let mut points: Vec<(f64, f64)> = Vec::new();
     let mut bytes = SMALLEST;
     let mut spent = 0.0;
@@ -372,7 +369,7 @@ fn probe(comm: &Communicator, collective: Collective, wire: Option<Wire>, total:
         for warm in [true, false, false, false] {
             comm.barrier()?;
             let began = Instant::now();
-            buffer.call(comm, collective, wire, whole)?;
+            buffer.call(comm, collective, whole)?;
             if !warm {
                 times.rotate_left(1);
                 times[2] = began.elapsed().as_nanos() as f64;
@@ -396,34 +393,36 @@ fn probe(comm: &Communicator, collective: Collective, wire: Option<Wire>, total:
     Ok(Measured { curve: Curve::new(points)?, wire, factor: 1.0 })
 }
 
-/// A buffer to measure with.
-struct Probe(*mut u8);
+/// Buffers to measure with.
+struct Probe {
+    data: Memory,
+    wire: Option<Wire>,
+    /// As buckets have it: keeping what is lost costs more than packing.
+    residual: Option<Memory>,
+}
 
 impl Probe {
-    fn new(bytes: usize) -> Result<Probe> {
-        Ok(Probe(memory::alloc(bytes)?))
+    fn new(bytes: usize, wire: Option<Wire>) -> Result<Probe> {
+        let residual = wire.filter(|w| keeps(*w)).map(|_| Memory::new(bytes)).transpose()?;
+        Ok(Probe { data: Memory::new(bytes)?, wire, residual })
     }
 
-    fn call(&self, comm: &Communicator, c: Collective, wire: Option<Wire>, bytes: usize) -> Result<()> {
-        let (p, count, n) = (self.0, bytes / 4, comm.size());
+    fn call(&self, comm: &Communicator, c: Collective, bytes: usize) -> Result<()> {
+        let (p, count, n) = (self.data.0, bytes / 4, comm.size());
         let own = p.wrapping_add(bytes / n * comm.rank());
         let call = match c {
             Collective::ReduceScatter => Call::new(c, p, own, count / n, DataType::F32, RedOp::Sum),
             Collective::AllGather => Call::moving(c, own, p, count / n, DataType::F32),
             _ => Call::new(c, p, p, count, DataType::F32, RedOp::Sum),
         };
-        let call = match wire {
-            Some(wire) => call.packed(wire, std::ptr::null_mut()),
+        let call = match self.wire {
+            Some(wire) => call.packed(wire, residual(self.residual.as_ref(), 0)),
             None => call,
         };
-        // SAFETY: our own buffer, large enough, and the call is over when this returns.
+        // SAFETY: our own buffers, large enough, and the call is over when this returns.
         unsafe { comm.start(&call)?.wait() }
     }
 }
 
-impl Drop for Probe {
-    fn drop(&mut self) {
-        // SAFETY: `new` allocated it; no call is under way.
-        let _ = unsafe { memory::free(self.0) };
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -99,6 +99,12 @@ impl Curve {
         Curve { points, slopes }
     }
 
+    /// The largest of its times and of its times per byte.
+    pub(super) fn largest(&self) -> f64 {
+        let slopes = self.slopes.iter().map(|s| s.abs());
+        self.points.iter().map(|p| p.1).chain(slopes).fold(0.0, f64::max)
+    }
+
     /// Takes no time at any size.
     pub fn is_zero(&self) -> bool {
         self.points.iter().all(|p| p.1 == 0.0) && self.slopes.iter().all(|&s| s == 0.0)

@@ -7,13 +7,18 @@
 //! Units everywhere: nanoseconds and bytes, as `f64`.
 
 mod curve;
+mod model;
 mod price;
 
 pub use curve::Curve;
+pub use model::Model;
 pub use price::{Cheapest, Linear, Price, PriceList, Prices};
 
 use crate::reduce::Wire;
 use crate::{Error, Result};
+
+/// The largest time (30 years, in ns), time per byte and factor that is taken: sums and products of these stay finite.
+pub(crate) const LARGEST: f64 = 1e18;
 
 /// How a message gets from one rank to another: LogGP with curves (Alexandrov et al. 1995: `o` and its
 /// part per byte, `L`, `g` and `G`).
@@ -105,7 +110,13 @@ impl Level {
     }
 
     fn check(&self, name: &str) -> Result<()> {
-        fine(self.latency, &format!("{name}.latency"))?;
+        let parts = [
+            (self.latency, ".latency"),
+            (self.send.largest(), ".send"),
+            (self.recv.largest(), ".recv"),
+            (self.link.largest(), ".link"),
+        ];
+        parts.iter().try_for_each(|(x, part)| fine(*x, name, part))?;
         if self.depth == 0 {
             return Err(Error::argument(format!("{name}.depth is 0"))
                 .who("a machine")
@@ -115,12 +126,12 @@ impl Level {
     }
 }
 
-fn fine(x: f64, name: &str) -> Result<()> {
-    match x.is_finite() && x >= 0.0 {
+fn fine(x: f64, name: &str, part: &str) -> Result<()> {
+    match (0.0..=LARGEST).contains(&x) {
         true => Ok(()),
-        false => Err(Error::argument(format!("{name} is {x}"))
+        false => Err(Error::argument(format!("{name}{part} is {x:?}"))
             .who("a machine")
-            .hint("times must be finite and not negative")),
+            .hint("times and times per byte must be from 0 to 1e18 ns")),
     }
 }
 
@@ -145,7 +156,8 @@ impl Machine {
 
     /// The same for calls whose messages of f32 between hosts are packed ([`Wire`]): fewer bytes, and on either side a
     /// pass over the f32. For f16 and bf16 that is taken to cost what copying them does; int8 is bound by arithmetic, so
-    /// it costs the same for every byte, by what was measured (docs/measurements.md). Sizes stay those of the f32.
+    /// it costs the same for every byte, by what was measured (docs/measurements.md) with what is lost kept for the next
+    /// time, as gradients have it. Sizes stay those of the f32.
     pub fn packed(&self, wire: Wire) -> Machine {
         let mut m = self.clone();
         let ratio = wire.ratio();
@@ -155,32 +167,38 @@ impl Machine {
             Wire::F16 | Wire::Bf16 => self.copy.clone(),
             Wire::Int8 => Curve::line(0.0, times * self.copy.at(CACHED) / CACHED),
         };
-        m.across.send = m.across.send.shrunk(ratio).plus(&passes(6.5));
+        m.across.send = m.across.send.shrunk(ratio).plus(&passes(17.5));
         m.across.recv = m.across.recv.shrunk(ratio).plus(&passes(4.0));
         m.across.link = m.across.link.shrunk(ratio);
         m
     }
 
-    /// Numbers that make sense, or what does not (`InvalidArgument`). Curves are checked when they are made.
+    /// Numbers that make sense, or what does not (`InvalidArgument`).
     pub fn check(&self) -> Result<()> {
         self.inside.check("inside")?;
         self.across.check("across")?;
-        let times = [(self.call, "call"), (self.op, "op"), (self.switch, "switch")];
-        times.iter().try_for_each(|(x, name)| fine(*x, name))?;
+        let times = [
+            (self.call, "call"),
+            (self.op, "op"),
+            (self.copy.largest(), "copy"),
+            (self.fold.largest(), "fold"),
+            (self.switch, "switch"),
+        ];
+        times.iter().try_for_each(|(x, name)| fine(*x, name, ""))?;
         if self.cores == Some(0) || self.core_hosts == 0 {
             return Err(Error::argument("cores is 0, or no hosts have them")
                 .who("a machine")
                 .hint("leave it out for a core per rank"));
         }
         let Some(trunk) = &self.trunk else { return Ok(()) };
-        fine(trunk.latency, "trunk.latency")?;
-        if trunk.hosts == 0 || !(trunk.oversubscription > 0.0 && trunk.oversubscription.is_finite()) {
+        fine(trunk.latency, "trunk", ".latency")?;
+        if trunk.hosts == 0 || !(trunk.oversubscription > 0.0 && trunk.oversubscription <= LARGEST) {
             return Err(Error::argument(format!(
                 "{} hosts share a trunk that is oversubscribed {} to 1",
                 trunk.hosts, trunk.oversubscription
             ))
             .who("a machine")
-            .hint("both must be more than 0"));
+            .hint("both must be more than 0, and no more than 1e18"));
         }
         Ok(())
     }
@@ -224,6 +242,10 @@ mod tests {
         };
         assert!(bad(&|m| m.across.latency = -1.0).contains("across.latency is -1"));
         assert!(bad(&|m| m.op = f64::NAN).contains("op is NaN"));
+        assert!(bad(&|m| m.across.send = Curve::constant(2e18)).contains("across.send is 2e18"));
+        assert!(
+            bad(&|m| m.fold = Curve::new(vec![(0.0, 0.0), (1e-300, 1.0)]).unwrap()).contains("fold is 1e300")
+        );
         assert!(bad(&|m| m.inside.depth = 0).contains("inside.depth is 0"));
         assert!(bad(&|m| m.cores = Some(0)).contains("cores is 0,"));
         let trunk = Trunk { hosts: 4, oversubscription: 0.0, latency: 0.0 };

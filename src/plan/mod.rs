@@ -11,11 +11,14 @@
 //! Times are nanoseconds from the start of the backward pass, sizes bytes. Everything here is pure: no I/O.
 
 mod explain;
+mod fuzz;
 mod model;
 mod network;
 mod rules;
 mod search;
 
+#[doc(hidden)]
+pub use fuzz::fuzz_model;
 pub use model::{Model, Tensor, data_type};
 pub use network::{Network, NetworkPrices};
 pub use rules::{Alternative, alternatives};
@@ -28,9 +31,10 @@ use search::{Atoms, Cut, Work};
 
 /// What communication costs.
 pub struct Costs<'a> {
-    /// Prices must not fall as sizes rise; where they do, the times of a plan are still right but a better
-    /// plan may be missed.
+    /// May fall as sizes rise; then the search takes longer.
     pub all_reduce: &'a dyn Prices,
+    /// Of types other than f32, which are never packed; none where `all_reduce` packs nothing either.
+    pub whole: Option<&'a dyn Prices>,
     /// Prices of reduce_scatter and all_gather (by the bytes of the larger buffer), where they are known.
     pub halves: Option<(&'a dyn Prices, &'a dyn Prices)>,
 }
@@ -112,7 +116,7 @@ pub struct Bucket {
 }
 
 /// No plan takes less than each of these, ns.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bound {
     /// Forward and backward.
     pub compute: f64,
@@ -169,6 +173,31 @@ pub fn plan(model: &Model, costs: &Costs, options: &Options) -> Result<Plan> {
         .ok_or_else(|| Error::argument("no mode to choose from").who("a plan").hint("give at least one"))
 }
 
+/// How long an iteration takes, ns, with buckets that were planned before, perhaps with other times: bytes and phases, in the
+/// order in which they become ready.
+pub(crate) fn replay(
+    model: &Model,
+    costs: &Costs,
+    mode: Mode,
+    cut: u64,
+    buckets: impl Iterator<Item = (u64, Share)>,
+) -> Result<f64> {
+    let atoms = Atoms::new(model, cut)?;
+    let (mut begin, mut end) = (0, 0);
+    let mut cuts: Vec<Cut> = buckets
+        .map(|(bytes, share)| {
+            end += bytes;
+            // Before tensors without elements, which travel with what follows.
+            let last = atoms.bytes.partition_point(|b| *b < end);
+            (std::mem::replace(&mut begin, last), last, share)
+        })
+        .collect();
+    if let Some(last) = cuts.last_mut() {
+        last.1 = atoms.len();
+    }
+    Ok(lay_out(&atoms, costs, mode, &cuts, Bound::default()).ns)
+}
+
 /// How many pairs a search of two phases keeps, by mode: more undominated ones at one atom are thinned out. For
 /// halves 32 were enough in nearly all cases tried; a narrow search before saves time, as the wide one then has
 /// a good plan to measure others by. Putting off allreduces is a knapsack, and would need any number: 8 came
@@ -205,12 +234,17 @@ fn plan_mode(model: &Model, costs: &Costs, mode: Mode, cut: u64) -> Result<Plan>
     Ok(plan)
 }
 
-impl Costs<'_> {
+impl<'a> Costs<'a> {
+    /// Of allreduces, if messages may be packed.
+    fn all_reduce(&self, packs: bool) -> &'a dyn Prices {
+        self.whole.filter(|_| !packs).unwrap_or(self.all_reduce)
+    }
+
     /// The allreduce, or the reduce_scatter.
-    fn first(&self, share: Share, bytes: u64) -> Price {
+    fn first(&self, share: Share, bytes: u64, packs: bool) -> Price {
         match (share, self.halves) {
             (Share::Both, Some((r, _))) => r.price(bytes),
-            _ => self.all_reduce.price(bytes),
+            _ => self.all_reduce(packs).price(bytes),
         }
     }
 }
@@ -245,7 +279,7 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut], bound: Bound) -> 
         let bytes = a.bytes[j] - a.bytes[i];
         let reduce = match share {
             Share::Forward => Span { start: 0.0, end: 0.0, algorithm: "", wire: None },
-            _ => spend(a.ready[j], costs.first(share, bytes)),
+            _ => spend(a.ready[j], costs.first(share, bytes, a.packs[j])),
         };
         buckets.push(Bucket {
             first: a.tensor[i + 1] as usize,
@@ -258,9 +292,9 @@ fn lay_out(a: &Atoms, costs: &Costs, mode: Mode, cuts: &[Cut], bound: Bound) -> 
             gather: None,
         });
     }
-    for b in buckets.iter_mut().rev() {
+    for (b, &(_, j, _)) in buckets.iter_mut().zip(cuts).rev() {
         match (b.share, costs.halves) {
-            (Share::Forward, _) => b.reduce = spend(backward, costs.first(b.share, b.bytes)),
+            (Share::Forward, _) => b.reduce = spend(backward, costs.first(b.share, b.bytes, a.packs[j])),
             (Share::Both, Some((_, g))) => b.gather = Some(spend(backward, g.price(b.bytes))),
             _ => {}
         }

@@ -1,5 +1,6 @@
 //! Models: which gradients become ready when, and how long forward takes.
 
+use crate::cost::LARGEST;
 use crate::{DataType, Error, Result};
 
 /// One gradient.
@@ -47,23 +48,24 @@ fn wrong(what: impl Into<String>, who: &str) -> Error {
 }
 
 impl Model {
-    /// At least one tensor, ready times not falling, times finite and not negative, no more than 2^53 bytes in
+    /// At least one tensor, ready times not falling, times from 0 to 30 years, no more than 2^53 bytes in
     /// all; `InvalidArgument` otherwise.
     pub fn new(tensors: Vec<Tensor>) -> Result<Model> {
-        let fine = |x: f64| x.is_finite() && x >= 0.0;
+        let fine = |x: f64| (0.0..=LARGEST).contains(&x);
         let (mut ready, mut bytes) = (0.0, 0u64);
-        for t in &tensors {
+        for (i, t) in tensors.iter().enumerate() {
+            let who = if t.name.is_empty() { format!("tensor {i}, without a name") } else { t.name.clone() };
             if !fine(t.ready) || !fine(t.forward) {
-                return Err(wrong("times must be finite and not negative", &t.name));
+                return Err(wrong("times must be from 0 to 1e15 us", &who));
             }
             if t.ready < ready {
-                return Err(wrong("is ready before the tensor above it: rows must be in order", &t.name));
+                return Err(wrong("is ready before the tensor above it: rows must be in order", &who));
             }
             ready = t.ready;
             let size = t.elements.checked_mul(t.dtype.size() as u64);
             bytes = match size.and_then(|s| bytes.checked_add(s)) {
                 Some(b) if b <= 1 << 53 => b,
-                _ => return Err(wrong("more bytes than any machine has", &t.name)),
+                _ => return Err(wrong("more bytes than any machine has", &who)),
             };
         }
         match bytes {
@@ -156,8 +158,9 @@ impl Model {
             return Err(wrong("has no times that could be scaled", "a model"));
         }
         for t in &mut self.tensors {
-            t.ready *= ns / now;
-            t.forward *= ns / now;
+            // In this order: `ns / now` may be infinite.
+            t.ready = t.ready / now * ns;
+            t.forward = t.forward / now * ns;
         }
         Ok(self)
     }
@@ -255,7 +258,7 @@ mod tests {
         assert!(err("tensor,elements,type,ready_us\na,x,f32,1").contains("[line 2 of a model file]"));
         assert!(err("tensor,elements,type,ready_us\na,1,f31,1").contains("`f31`"));
         assert!(err("tensor,elements,type,ready_us\na,1,f32,2\nb,1,f32,1").contains("[b]"));
-        assert!(err("tensor,elements,type,ready_us\na,1,f32,nan").contains("finite"));
+        assert!(err("tensor,elements,type,ready_us\na,1,f32,nan").contains("from 0 to"));
         assert!(err("tensor,elements,type,ready_us\na,1,f32").contains("ready_us"));
         assert!(err("tensor,elements,type,ready_us\na,18446744073709551615,f32,1").contains("more bytes"));
     }

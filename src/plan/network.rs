@@ -81,7 +81,7 @@ impl Prices for Forms {
 
 impl NetworkPrices {
     pub fn costs(&self) -> Costs<'_> {
-        Costs { all_reduce: &self.all_reduce, halves: Some((&self.half, &self.half)) }
+        Costs { all_reduce: &self.all_reduce, whole: None, halves: Some((&self.half, &self.half)) }
     }
 }
 

@@ -33,7 +33,7 @@
 
 use super::{Costs, LARGEST, Mode, Model, Share};
 use crate::cost::Prices;
-use crate::{Error, Result};
+use crate::{DataType, Error, Result};
 
 /// The line of gradients in pieces that are not divided. Index 0 is before the first.
 pub(super) struct Atoms {
@@ -44,6 +44,8 @@ pub(super) struct Atoms {
     pub forward: Vec<f64>,
     /// A bucket that ends with this atom may begin here at the earliest: its elements have one type.
     pub from: Vec<u32>,
+    /// The atom's type may be packed.
+    pub packs: Vec<bool>,
     pub tensor: Vec<u32>,
     pub backward: f64,
 }
@@ -56,6 +58,7 @@ impl Atoms {
             ready: vec![0.0],
             forward: vec![0.0],
             from: vec![0],
+            packs: vec![false],
             tensor: vec![0],
             backward: model.backward(),
         };
@@ -81,6 +84,7 @@ impl Atoms {
                 a.ready.push(t.ready);
                 a.forward.push(forward);
                 a.tensor.push(i as u32);
+                a.packs.push(t.dtype == DataType::F32);
                 if p > 1 {
                     a.from.push(a.from[a.len() - 1]);
                 }
@@ -115,26 +119,34 @@ pub(super) struct Work {
     first: Vec<f64>,
     /// Empty if there is nothing left to do in the second phase.
     second: Vec<f64>,
+    /// By the atom at which buckets end, less one: those that begin earlier cost no less, in either phase. Simulated and
+    /// measured prices may fall as sizes rise, where another algorithm or protocol takes over.
+    rises: Vec<bool>,
 }
 
 impl Work {
     /// For halves in a mode that has them, for allreduces otherwise.
-    pub fn new(a: &Atoms, costs: &Costs, mode: Mode) -> Work {
+    pub fn new<'a>(a: &Atoms, costs: &Costs<'a>, mode: Mode) -> Work {
         let n = a.len();
         let mut sizes = vec![0; n];
-        let mut all = |prices: &dyn Prices| {
+        let mut rises = vec![true; n];
+        let mut all = |prices: &dyn Fn(usize) -> &'a dyn Prices| {
             let mut table = vec![0.0; n * (n + 1) / 2];
             for j in 1..=n {
                 let begins = &a.bytes[..j];
                 sizes.iter_mut().zip(begins).for_each(|(s, begin)| *s = a.bytes[j] - begin);
-                prices.times(&sizes[..j], &mut table[j * (j - 1) / 2..][..j]);
+                let row = &mut table[j * (j - 1) / 2..][..j];
+                prices(j).times(&sizes[..j], row);
+                // Rounding is no fall.
+                rises[j - 1] &= row.windows(2).fold(true, |all, w| all & (w[0] >= w[1] * (1.0 - 1e-12)));
             }
             table
         };
-        match (mode, costs.halves) {
-            (Mode::ReduceScatterAllGather, Some((r, g))) => Work { first: all(r), second: all(g) },
-            _ => Work { first: all(costs.all_reduce), second: Vec::new() },
-        }
+        let (first, second) = match (mode, costs.halves) {
+            (Mode::ReduceScatterAllGather, Some((r, g))) => (all(&|_| r), all(&|_| g)),
+            _ => (all(&|j| costs.all_reduce(a.packs[j])), Vec::new()),
+        };
+        Work { first, second, rises }
     }
 
     /// Of the buckets that end at `j`, by the atom after which they begin.
@@ -147,7 +159,8 @@ impl Work {
         if self.second.is_empty() { &[] } else { &self.second[j * (j - 1) / 2..][..j] }
     }
 
-    /// Least work of the lane for the atoms after each, if they were all ready at once.
+    /// Least work of the lane for the atoms after each, if they were all ready at once: also if the first of these
+    /// travel with atoms before them.
     pub fn least(&self, a: &Atoms) -> Vec<f64> {
         let mut least = vec![f64::INFINITY; a.len() + 1];
         least[a.len()] = 0.0;
@@ -155,7 +168,13 @@ impl Work {
             let (from, rest) = (a.from[j] as usize, least[j]);
             let (first, second) = (self.first(j), self.second(j));
             let all = least[..j].iter_mut().zip(first).skip(from);
-            if second.is_empty() {
+            if !self.rises[j - 1] {
+                let mut cheapest = f64::INFINITY;
+                for (i, (l, w)) in (from..).zip(all) {
+                    cheapest = cheapest.min(w + second.get(i).copied().unwrap_or(0.0));
+                    *l = l.min(cheapest + rest);
+                }
+            } else if second.is_empty() {
                 all.for_each(|(l, w)| *l = l.min(w + rest));
             } else {
                 all.zip(&second[from..]).for_each(|((l, w), v)| *l = l.min(w + v + rest));
@@ -178,8 +197,8 @@ pub(super) fn in_order(a: &Atoms, share: Share, work: &Work) -> Found {
             if end < best {
                 (best, from) = (end, i);
             }
-            // Earlier beginnings start no sooner, and send more.
-            if e[i] <= a.ready[j] {
+            // Earlier beginnings start no sooner, and cost no less.
+            if e[i] <= a.ready[j] && work.rises[j - 1] {
                 break;
             }
         }
@@ -254,8 +273,8 @@ pub(super) fn two_phases(
                     }
                 }
             }
-            // Whoever begins earlier starts no sooner in either phase, and sends more.
-            if idle {
+            // Whoever begins earlier starts no sooner in either phase, and costs no less.
+            if idle && work.rises[j - 1] {
                 break;
             }
         }
@@ -298,7 +317,7 @@ pub(super) fn join(a: &Atoms, costs: &Costs, found: &mut Found) {
     // What a bucket takes in the first and in the second phase.
     let work = |&(i, j, share): &Cut| {
         let bytes = a.bytes[j] - a.bytes[i];
-        let first = costs.first(share, bytes).ns;
+        let first = costs.first(share, bytes, a.packs[j]).ns;
         match (share, costs.halves) {
             (Share::Forward, _) => (0.0, first),
             (Share::Both, Some((_, g))) => (first, g.price(bytes).ns),

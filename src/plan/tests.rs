@@ -35,21 +35,22 @@ fn model(r: &mut Random, n: usize) -> Model {
     Model::new(tensors.collect()).unwrap()
 }
 
-/// Rising prices: a line, the least of several lines, or steps and kinks.
+/// A line, the least of several lines, or steps and kinks, which may also fall.
 fn prices(r: &mut Random) -> Box<dyn Prices> {
-    match r.below(3) {
+    match r.below(4) {
         0 => Box::new(Linear::new("line", r.below(60) as f64, r.below(8) as f64 / 4.0)),
         1 => {
             let line = |r: &mut Random| Linear::new("line", r.below(200) as f64, r.below(8) as f64 / 2.0);
             Box::new(Cheapest(vec![line(r), line(r), line(r)]))
         }
-        _ => {
+        kind => {
             let (mut bytes, mut ns) = (1 + r.below(20), r.below(40) as f64);
             let mut points = Vec::new();
             for _ in 0..6 {
                 points.push((bytes, Price::new(ns, "list")));
                 bytes += 1 + r.below(80);
-                ns += [r.below(20), r.below(200)][r.below(2) as usize] as f64;
+                let more = [r.below(20), r.below(200)][r.below(2) as usize] as f64;
+                ns = if kind == 2 { ns + more } else { more };
             }
             Box::new(PriceList::new(points).unwrap())
         }
@@ -163,7 +164,7 @@ fn as_good_as_the_best_of_all_partitions() {
         if cases.iter().any(|c| c.len() > 11) {
             continue;
         }
-        let costs = Costs { all_reduce: &*all, halves: Some((&*rs, &*ag)) };
+        let costs = Costs { all_reduce: &*all, whole: None, halves: Some((&*rs, &*ag)) };
         let found = |mode| {
             let p = plan(&m, &costs, &Options { modes: vec![mode], cut }).unwrap();
             assert!(p.exact);
@@ -196,7 +197,7 @@ fn priority_is_as_good_as_any_order_of_any_partition() {
         let n = 1 + r.below(5) as usize;
         let m = model(&mut r, n);
         let all = prices(&mut r);
-        let costs = Costs { all_reduce: &*all, halves: None };
+        let costs = Costs { all_reduce: &*all, whole: None, halves: None };
         let want = least(partitions(&m, 0).iter().flat_map(|c| {
             let all = &*all;
             let m = &m;
@@ -220,7 +221,7 @@ fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
         |elements, ready| Tensor { name: String::new(), elements, dtype: DataType::F32, ready, forward: 0.0 };
     let m = Model::new(vec![tensor(10, 0.0), tensor(1000, 10.0), tensor(10, 20.0)]).unwrap();
     let time = |prices: &dyn Prices, cut| {
-        let costs = Costs { all_reduce: prices, halves: None };
+        let costs = Costs { all_reduce: prices, whole: None, halves: None };
         plan(&m, &costs, &Options { modes: vec![Mode::AllReduce], cut }).unwrap().ns
     };
     let line = Linear::new("line", 5.0, 1.0);
@@ -236,7 +237,7 @@ fn cutting_pays_only_where_prices_rise_faster_than_sizes() {
 fn plans_that_cannot_be() {
     let m = Model::built_in("alexnet").unwrap();
     let line = Linear::new("line", 1e3, 1.0);
-    let costs = Costs { all_reduce: &line, halves: None };
+    let costs = Costs { all_reduce: &line, whole: None, halves: None };
     let e = plan(&m, &costs, &Options { modes: vec![Mode::AllReduce], cut: 1 }).unwrap_err().to_string();
     assert!(e.contains("more than 4096 gradients, or parts, to plan"), "{e}");
     let e = plan(&m, &costs, &Options { modes: vec![], cut: 0 }).unwrap_err().to_string();
@@ -307,9 +308,11 @@ fn no_rule_is_better() {
             if network != "10gbe-osu" {
                 ranks.extend([16, 64, 1024]);
             }
-            for n in ranks {
-                let prices = net.prices(n, n, None, &[], None).unwrap();
-                let case = format!("{name} on {network} x {n}");
+            // The least of all lines; and the ring alone, which most measurements are of.
+            let known: &[&[&str]] = if network == "10gbe-osu" { &[&[]] } else { &[&[], &["ring"]] };
+            for (n, algorithms) in ranks.iter().flat_map(|n| known.iter().map(|k| (*n, *k))) {
+                let prices = net.prices(n, n, None, algorithms, None).unwrap();
+                let case = format!("{name} on {network} x {n}, {algorithms:?}");
                 for (m, cut) in [(&tensors, 0), (&layers, 0), (&layers, 16 << 20), (&half, 0)] {
                     let p = never_worse(m, &prices.costs(), cut, &case);
                     if cut == 0 && m.tensors().len() < 100 {
@@ -323,7 +326,7 @@ fn no_rule_is_better() {
             }
         }
     }
-    assert!(cases > 1000, "{cases}");
+    assert!(cases > 2000, "{cases}");
 }
 
 /// Returns the plan with plain allreduces.
@@ -355,7 +358,7 @@ fn many() -> Model {
     Model::new(tensors.collect()).unwrap()
 }
 
-/// `cargo bench --bench plan` has the times; this is far above them, so that a busy machine does not fail it.
+/// Allreduces in order take less than 1 ms, optimized. `cargo bench --bench plan` has the times; the other bounds are far above them.
 #[test]
 fn plans_are_quick() {
     // Of this thread: others may run too.
@@ -368,11 +371,15 @@ fn plans_are_quick() {
     let m = many();
     for (network, ranks) in [("10gbe", 64), ("roce100", 1024), ("10gbe-osu", 8)] {
         let prices = Network::built_in(network).unwrap().prices(ranks, ranks, None, &[], None).unwrap();
-        for (mode, ms) in Mode::ALL.into_iter().zip([20, 2000, 200]) {
-            let start = busy();
-            plan(&m, &prices.costs(), &Options { modes: vec![mode], cut: 0 }).unwrap();
-            let took = busy() - start;
-            assert!(took.as_millis() < ms, "{network} {}: {took:?}", mode.name());
+        let in_order = if cfg!(debug_assertions) { 20 } else { 1 };
+        for (mode, ms) in Mode::ALL.into_iter().zip([in_order, 2000, 200]) {
+            let mut took = [(); 5].map(|()| {
+                let start = busy();
+                plan(&m, &prices.costs(), &Options { modes: vec![mode], cut: 0 }).unwrap();
+                busy() - start
+            });
+            took.sort_unstable();
+            assert!(took[2].as_millis() < ms, "{network} {}: {took:?}", mode.name());
         }
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::{Noise, Report, Shape, Sim, Symmetry};
-use crate::cost::{Machine, Price, PriceList};
+use crate::cost::{Model, Price, PriceList};
 use crate::reduce::Wire;
 use crate::schedule::{Algorithm, Collective, Groups, algorithms_of};
 use crate::{Error, Result};
@@ -46,7 +46,7 @@ impl Candidates {
 pub struct Pricer<'a> {
     collective: Collective,
     ranks: usize,
-    machine: Cow<'a, Machine>,
+    model: Cow<'a, Model>,
     wire: Option<Wire>,
     sims: Vec<(&'static Algorithm, Sim)>,
     left_out: Vec<&'static str>,
@@ -77,27 +77,27 @@ impl<'a> Pricer<'a> {
     pub fn new(
         collective: Collective,
         groups: &Groups,
-        machine: &'a Machine,
+        model: &'a Model,
         candidates: Candidates,
     ) -> Result<Pricer<'a>> {
-        Pricer::build((collective, 0), groups, machine, candidates, None)
+        Pricer::build((collective, 0), groups, model, candidates, None)
     }
 
     /// The same, but all ranks and all tiles are played, with a root and with noise.
     pub fn in_full(
         (collective, root): (Collective, usize),
         groups: &Groups,
-        machine: &'a Machine,
+        model: &'a Model,
         candidates: Candidates,
         noise: Noise,
     ) -> Result<Pricer<'a>> {
-        Pricer::build((collective, root), groups, machine, candidates, Some(noise))
+        Pricer::build((collective, root), groups, model, candidates, Some(noise))
     }
 
     fn build(
         (collective, root): (Collective, usize),
         groups: &Groups,
-        machine: &'a Machine,
+        model: &'a Model,
         candidates: Candidates,
         full: Option<Noise>,
     ) -> Result<Pricer<'a>> {
@@ -106,9 +106,9 @@ impl<'a> Pricer<'a> {
             return Err(Error::argument(format!("there is no rank {root} of {n}"))
                 .hint("give a root that is one of the ranks"));
         }
-        let machine = match candidates.wire {
-            Some(wire) => Cow::Owned(machine.packed(wire)),
-            None => Cow::Borrowed(machine),
+        let model = match candidates.wire {
+            Some(wire) => Cow::Owned(model.packed(wire)),
+            None => Cow::Borrowed(model),
         };
         let (ranks, most) = if full.is_some() { (usize::MAX, OPS_IN_FULL) } else { (RANKS, OPS) };
         let (mut sims, mut left_out, mut why) = (Vec::new(), Vec::new(), None);
@@ -118,7 +118,7 @@ impl<'a> Pricer<'a> {
             let buildable =
                 Sim::buildable(a, groups, if alone { Sim::PEERS } else { RANKS }).and_then(|()| {
                     if full.is_none() {
-                        symmetry = Symmetry::of(a, groups, &machine);
+                        symmetry = Symmetry::of(a, groups, &model.machine);
                         played = symmetry.unit(n);
                     }
                     let ops = || a.program(0, groups, root).lanes.iter().map(|l| l.ops.len()).sum::<usize>();
@@ -144,7 +144,7 @@ impl<'a> Pricer<'a> {
             }));
         }
         let Candidates { ways, messages, wire, .. } = candidates;
-        Ok(Pricer { collective, ranks: n, machine, wire, sims, left_out, ways, messages, full })
+        Ok(Pricer { collective, ranks: n, model, wire, sims, left_out, ways, messages, full })
     }
 
     /// Names of algorithms that would take too long to simulate, and are not priced.
@@ -174,6 +174,7 @@ impl<'a> Pricer<'a> {
     fn best(&self, sim: usize, bytes: u64, quick: bool) -> Result<Choice> {
         let (algorithm, sim) = &self.sims[sim];
         let block = Shape::block_of(self.collective, self.ranks, bytes);
+        let (machine, memory) = (self.model.at(bytes), self.model.memory.at(bytes as f64));
         let mut best: Option<Choice> = None;
         let (mut tried, began) = (Vec::new(), Instant::now());
         for (i, &message) in self.messages.iter().enumerate() {
@@ -189,10 +190,12 @@ impl<'a> Pricer<'a> {
                 }
                 tried.push(form);
                 let shape = Shape { block, tiles, ways: form.1, in_place: true };
-                let report = match &self.full {
-                    Some(noise) => sim.play(&self.machine, shape, noise)?,
-                    None => sim.estimate(&self.machine, shape)?,
+                let mut report = match &self.full {
+                    Some(noise) => sim.play(&machine, shape, noise)?,
+                    None => sim.estimate(&machine, shape)?,
                 };
+                report.ns += memory;
+                report.path.core += memory;
                 if best.as_ref().is_none_or(|b| report.ns < b.price.ns) {
                     let price = Price::new(report.ns, algorithm.name);
                     let price = Price { ways: form.1, message, wire: self.wire, ..price };

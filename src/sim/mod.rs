@@ -25,7 +25,7 @@ mod tests;
 pub use choose::{Candidates, Choice, Pricer};
 pub use net::Symmetry;
 
-use crate::cost::Machine;
+use crate::cost::{LARGEST, Machine};
 use crate::schedule::{Algorithm, Collective, Groups, Program};
 use crate::{Error, Result};
 use net::Net;
@@ -74,11 +74,11 @@ impl Noise {
     }
 
     fn check(&self, ranks: usize) -> Result<()> {
-        let fine = |x: f64| x.is_finite() && x >= 0.0;
+        let fine = |x: f64| (0.0..=LARGEST).contains(&x);
         let wrong = |what: String| {
             Err(Error::argument(what)
                 .who("noise")
-                .hint("shares, factors and times are finite and not negative, and ranks exist"))
+                .hint("shares, factors and times are from 0 to 1e18, and ranks exist"))
         };
         if !fine(self.core) || !fine(self.wire) {
             return wrong(format!("jitter of {} on cores, {} on wires", self.core, self.wire));

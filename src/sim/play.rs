@@ -98,8 +98,24 @@ struct Rank {
     cursors: (u32, u32),
     busy: f64,
     started: bool,
-    /// When credits come, and what work they are: its core does that with the next op. In no order.
+    /// When credits come, and what work they are. In no order.
     chores: Vec<(f64, f64)>,
+}
+
+impl Rank {
+    /// What is left to do of chores that have come. A core that waits does them meanwhile, unless it is another rank's.
+    fn overdue(&mut self, now: f64, switched: bool) -> f64 {
+        if self.chores.is_empty() {
+            return 0.0;
+        }
+        self.chores.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let come = self.chores.partition_point(|c| c.0 <= now);
+        let mut done = if switched { now } else { self.free };
+        for (came, work) in self.chores.drain(..come) {
+            done = done.max(came) + work;
+        }
+        (done - now).max(0.0)
+    }
 }
 
 /// A core that several ranks may have.
@@ -203,7 +219,8 @@ impl Player<'_> {
     fn run(&mut self) -> Result<()> {
         let mut late = vec![0.0; self.net.played];
         for &(rank, ns) in &self.noise.late {
-            late[rank] = ns;
+            // A time's bits must order like the time, and those of -0 do not.
+            late[rank] = ns.abs();
         }
         for c in 0..self.cursors.len() as u32 {
             let Cursor { rank, lane, .. } = self.cursors[c as usize];
@@ -317,11 +334,7 @@ impl Player<'_> {
         // What came last made it start now: the core, a message or room for one.
         let mut path = if c.latest > rank.free { c.path } else { rank.path };
         let mut work = machine.op;
-        if !rank.chores.is_empty() {
-            let now = self.now;
-            work += rank.chores.iter().filter(|c| c.0 <= now).map(|c| c.1).sum::<f64>();
-            rank.chores.retain(|c| c.0 > now);
-        }
+        work += rank.overdue(self.now, switched);
         if !rank.started {
             work += machine.call;
         }
@@ -346,29 +359,11 @@ impl Player<'_> {
         path.core += work;
         let mut t = start + work;
         for &port in recvs {
-            let index = port * self.shape.ways + c.way;
-            let NetChannel { across, one_way, from, .. } = net.channels[port as usize];
-            let level = level(machine, across);
-            let channel = &mut self.channels[index as usize];
-            let slot = channel.first + channel.used % channel.depth;
-            channel.used += 1;
-            if one_way && level.credits > 0 {
-                channel.owed += 1;
-                if channel.owed == level.credits {
-                    channel.owed = 0;
-                    let work = level.send.at(0.0) * factor;
-                    t += work;
-                    path.core += work;
-                    let chore = (t + level.latency, level.recv.at(0.0));
-                    self.ranks[net.lanes[from as usize].rank as usize].chores.push(chore);
-                }
+            if self.owes(port, c.way) {
+                continue;
             }
-            let mut told = path;
-            told.latency += level.latency;
-            self.slots[slot as usize] = Slot { time: t + level.latency, path: told, ..Slot::default() };
-            if std::mem::replace(&mut channel.full, false) {
-                self.push(t + level.latency, Kind::Wake, self.sender(port, c.way));
-            }
+            let latency = level(machine, net.channels[port as usize].across).latency;
+            self.used(port, c.way, t + latency, Path { latency: path.latency + latency, ..path });
         }
         for &port in sends {
             let index = port * self.shape.ways + c.way;
@@ -402,6 +397,22 @@ impl Player<'_> {
                 }
             }
         }
+        // Messages that only tell of room come behind what the op sends.
+        for &port in recvs {
+            let NetChannel { across, from, .. } = net.channels[port as usize];
+            let level = level(machine, across);
+            let channel = &mut self.channels[(port * self.shape.ways + c.way) as usize];
+            if level.credits == 0 || channel.owed < level.credits {
+                continue;
+            }
+            channel.owed = 0;
+            let work = level.send.at(0.0) * factor;
+            t += work;
+            path.core += work;
+            let told = t + level.latency;
+            self.used(port, c.way, told, Path { latency: path.latency + level.latency, ..path });
+            self.ranks[net.lanes[from as usize].rank as usize].chores.push((told, level.recv.at(0.0)));
+        }
         let rank = &mut self.ranks[c.rank as usize];
         rank.running = Some(cursor);
         rank.started = true;
@@ -409,6 +420,26 @@ impl Player<'_> {
         rank.path = path;
         rank.free = t;
         self.push(t, Kind::Done, c.rank);
+    }
+
+    /// A message more of this channel is used up: whether its sender must be told by a message of its own now.
+    fn owes(&mut self, port: u32, way: u32) -> bool {
+        let NetChannel { across, one_way, .. } = self.net.channels[port as usize];
+        let credits = level(self.machine, across).credits;
+        let channel = &mut self.channels[(port * self.shape.ways + way) as usize];
+        channel.owed += u32::from(one_way && credits > 0);
+        credits > 0 && channel.owed == credits
+    }
+
+    /// The oldest message of a channel is used up, and its sender knows of the room at that time.
+    fn used(&mut self, port: u32, way: u32, time: f64, path: Path) {
+        let channel = &mut self.channels[(port * self.shape.ways + way) as usize];
+        let slot = channel.first + channel.used % channel.depth;
+        channel.used += 1;
+        self.slots[slot as usize] = Slot { time, path, ..Slot::default() };
+        if std::mem::replace(&mut channel.full, false) {
+            self.push(time, Kind::Wake, self.sender(port, way));
+        }
     }
 
     fn sender(&self, port: u32, way: u32) -> u32 {

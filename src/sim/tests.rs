@@ -237,24 +237,29 @@ fn credits_cost_where_nothing_goes_back() {
     machine.inside.send = Curve::line(10.0, 0.25);
     machine.inside.recv = Curve::line(4.0, 0.125);
     let two = Groups::flat(2);
-    let cores = |credits: u32, collective: Collective, name: &str, tiles: u32| {
+    let cores = |machine: &Machine, credits: u32, collective: Collective, name: &str| {
         let mut machine = machine.clone();
         machine.inside.credits = credits;
         let a = Algorithm::by_name(collective, name).unwrap();
-        let r = simulate(&a.programs(&two, 0), &two, &machine, shape(64 * 6, tiles, 1), &Noise::default());
+        let r = simulate(&a.programs(&two, 0), &two, &machine, shape(64 * 6, 6, 1), &Noise::default());
         r.unwrap().cores
     };
     let (send, recv) = (10.0 + 0.25 * 64.0, 4.0 + 0.125 * 64.0);
-    let [root, other] = cores(0, Collective::Broadcast, "direct", 6)[..] else { panic!() };
+    let [root, other] = cores(&machine, 0, Collective::Broadcast, "direct")[..] else { panic!() };
     close(root, 6.0 * send);
     close(other, 6.0 * recv);
-    // After the second, fourth and sixth message the receiver says so. A channel holds four, so the root's last two wait
-    // for room, and it has been told of the first two when it sends the last one.
-    let [root, other] = cores(2, Collective::Broadcast, "direct", 6)[..] else { panic!() };
+    // After the second, fourth and sixth message the receiver says so. A channel holds four: the root's last message waits
+    // for the first of these, the others come later.
+    let [root, other] = cores(&machine, 2, Collective::Broadcast, "direct")[..] else { panic!() };
     close(other, 6.0 * recv + 3.0 * 10.0);
     close(root, 6.0 * send + 4.0);
-    let exchanged = |credits| cores(credits, Collective::AllReduce, "recursive_doubling", 6);
-    assert_eq!(exchanged(0), exchanged(2));
+    let exchanged =
+        [0, 2].map(|credits| cores(&machine, credits, Collective::AllReduce, "recursive_doubling"));
+    assert_eq!(exchanged[0], exchanged[1]);
+    // A root that never waits takes the first two while it sends.
+    (machine.inside.depth, machine.inside.latency) = (100, 1.0);
+    let [root, _] = cores(&machine, 2, Collective::Broadcast, "direct")[..] else { panic!() };
+    close(root, 6.0 * send + 2.0 * 4.0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod predict;
 mod profile;
 mod table;
 
-pub use predict::{Candidate, Model, Predictor};
+pub use predict::{Candidate, Predictor};
 #[doc(hidden)]
 pub use profile::fuzz_profile;
 pub use profile::{Profile, Run};

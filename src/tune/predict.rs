@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use super::table::Place;
 use super::{Choice, Layout, Run, room};
-use crate::cost::{Curve, Machine};
+use crate::cost::{Curve, Machine, Model};
 use crate::schedule::{Collective, algorithms_of};
 use crate::sim::{Noise, Shape, Sim, Symmetry};
 use crate::{Error, Result};
@@ -31,41 +31,6 @@ struct Known {
     chunks: u32,
     /// Longest message of any rank, in chunks.
     longest: u32,
-}
-
-/// A machine, and what large buffers do to it. [`Machine`]'s costs are by the size of a message. But a
-/// message of a large buffer follows others, and comes from memory and not from a cache.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Model {
-    pub machine: Machine,
-    /// So many times as long `copy`, `fold` and, inside a host, `send` and `recv` take where a rank's buffer
-    /// has so many bytes.
-    pub stretch: Curve,
-    /// The same for `send` and `recv` between hosts.
-    pub stretch_across: Curve,
-    /// Added to a call with so many bytes, ns: every algorithm has to get them from memory, and back, once.
-    pub memory: Curve,
-}
-
-impl Model {
-    pub fn new(machine: Machine) -> Model {
-        let same = Curve::constant(1.0);
-        Model { machine, stretch: same.clone(), stretch_across: same, memory: Curve::default() }
-    }
-
-    /// The machine as a call with a buffer of `bytes` meets it.
-    pub fn at(&self, bytes: u64) -> Machine {
-        let mut m = self.machine.clone();
-        let inside = self.stretch.at(bytes as f64);
-        for curve in [&mut m.copy, &mut m.fold, &mut m.inside.send, &mut m.inside.recv] {
-            *curve = curve.scaled(inside);
-        }
-        let across = self.stretch_across.at(bytes as f64);
-        for curve in [&mut m.across.send, &mut m.across.recv] {
-            *curve = curve.scaled(across);
-        }
-        m
-    }
 }
 
 /// A way to do a call, and what it is predicted to take, ns.
@@ -158,9 +123,9 @@ impl Predictor {
     /// Fits the machine's numbers to runs of this communicator, and writes into each what is predicted then.
     ///
     /// First a few factors (of the switch between ranks on a core, of latencies, of costs by message) to the
-    /// runs of small calls, then what large buffers do: both `stretch` and `memory`, of every size by itself. What is
-    /// made small is the mean square of ln(predicted / measured), so that no algorithm is far off where all cannot be
-    /// right.
+    /// runs of small calls, then what large buffers do: `stretch`, `memory` and with several hosts `stretch_across`, of
+    /// every size by itself. What is made small is the mean square of ln(predicted / measured), so that no algorithm is
+    /// far off where all cannot be right.
     pub fn fit(&mut self, runs: &mut [Run]) -> Result<()> {
         const SMALL: u64 = 32 << 10;
         let small: Vec<Run> = runs.iter().filter(|r| r.bytes <= SMALL).cloned().collect();
@@ -221,21 +186,27 @@ impl Predictor {
         let mut at = [0, 0];
         let mut best = off(at)?;
         // One after the other, until neither can be better.
-        loop {
-            let before = at;
-            for which in 0..if several { 2 } else { 1 } {
-                for step in STEPS {
-                    let steps = if which == 0 { [step, at[1]] } else { [at[0], step] };
-                    let one = off(steps)?;
-                    if one.0 < best.0 {
-                        (best, at) = (one, steps);
+        for step in [8, 4, 2, 1] {
+            loop {
+                let before = at;
+                for which in 0..if several { 2 } else { 1 } {
+                    for by in [step, -step] {
+                        let mut steps = at;
+                        steps[which] += by;
+                        if STEPS.contains(&steps[which]) {
+                            let one = off(steps)?;
+                            if one.0 < best.0 {
+                                (best, at) = (one, steps);
+                            }
+                        }
                     }
                 }
-            }
-            if at == before || !several {
-                return Ok([factor(at[0]), factor(at[1]), best.1]);
+                if at == before {
+                    break;
+                }
             }
         }
+        Ok([factor(at[0]), factor(at[1]), best.1])
     }
 
     /// How far predictions are from runs, as a natural logarithm.
@@ -359,6 +330,38 @@ mod tests {
                 r.error()
             );
         }
+    }
+
+    /// With several hosts what large buffers do to messages between them is told apart from what they do inside.
+    #[test]
+    fn fitting_tells_hosts_from_cores() {
+        let layout = Layout { groups: Groups::blocks(4, 2), any_tcp: true, all_tcp: false };
+        let mut m = machine();
+        m.across = Level { latency: 5000.0, send: Curve::line(3000.0, 0.1), ..m.inside.clone() };
+        m.cores = None;
+        let mut truth = Predictor::new(layout.clone(), Model::new(m.clone()));
+        let factor = |f: f64| Curve::new(vec![(32768.0, 1.0), (1e6, f), (2e7, f)]).unwrap();
+        (truth.model.stretch, truth.model.stretch_across) = (factor(1.0), factor(2.0));
+        let place = Place::of(Collective::AllReduce, truth.layout()).unwrap();
+        let run = |truth: &mut Predictor, name: &str, bytes: u64| {
+            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
+            let choice = Choice { algorithm, ways: 1, message: 256 << 10 };
+            Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap())
+        };
+        let mut runs = Vec::new();
+        for bytes in [4, 16384, 4 << 20] {
+            for name in ["direct", "ring", "recursive_doubling"] {
+                runs.push(run(&mut truth, name, bytes));
+            }
+        }
+        let mut fitted = Predictor::new(layout, Model::new(m));
+        fitted.fit(&mut runs).unwrap();
+        let (inside, across) = (fitted.model.stretch.at(4e6), fitted.model.stretch_across.at(4e6));
+        assert!((across / 2.0 - 1.0).abs() < 0.2 && (inside - 1.0).abs() < 0.15, "{inside} {across}");
+        // One that it was not fitted to.
+        let unseen = run(&mut truth, "hier_2d", 4 << 20);
+        let error = fitted.ns(&unseen.choice, unseen.bytes).unwrap() / unseen.measured - 1.0;
+        assert!(error.abs() < 0.1, "{error}");
     }
 
     #[test]

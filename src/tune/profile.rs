@@ -10,9 +10,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::Choice;
 use super::table::{Place, Table};
-use super::{Choice, Model};
-use crate::cost::{Curve, Level, Machine};
+use crate::cost::{Curve, Level, Machine, Model};
 use crate::schedule::{Algorithm, Collective};
 use crate::{Code, Error, Result};
 
@@ -179,7 +179,7 @@ impl Text<'_> {
                 .number(self.need(t, v.span().start, &format!("[machine.{name}]"), "latency")?, "latency")?,
             link: curve("link")?,
             links: small("links", 0)?,
-            depth: small("depth", 3)?,
+            depth: small("depth", 4)?,
             credits: small("credits", 0)?,
         })
     }
@@ -221,10 +221,11 @@ impl Text<'_> {
             switch: number("switch")?,
             trunk: None,
         };
-        machine.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
         let factor = |k: &str| t.get(k).map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, k));
         let (stretch, stretch_across) = (factor("stretch")?, factor("stretch_across")?);
-        Ok(Model { machine, stretch, stretch_across, memory: curve("memory")? })
+        let model = Model { machine, stretch, stretch_across, memory: curve("memory")? };
+        model.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
+        Ok(model)
     }
 
     fn place(&self, t: &DeTable, at: usize, what: &str) -> Result<Place> {
@@ -553,13 +554,18 @@ mod tests {
         assert_eq!((m.cores, m.across.latency, m.across.link.at(125.0)), (Some(2), 5000.0, 1000.0));
         assert_eq!(p.table.rows().count(), 2);
         let mut p = p;
+        let model = p.model.as_mut().unwrap();
+        (model.machine.inside.depth, model.machine.across.credits) = (5, 2);
+        model.stretch = Curve::new(vec![(32768.0, 1.0), (1e6, 1.5)]).unwrap();
+        model.stretch_across = Curve::new(vec![(32768.0, 1.0), (1e6, 2.5)]).unwrap();
+        model.memory = Curve::new(vec![(32768.0, 0.0), (1e6, 7000.0)]).unwrap();
         p.about.push(("host".into(), "a \"b\" \\ \n".into()));
         let (place, _, choice) = p.table.rows().next().unwrap();
         p.runs.push(Run { place, bytes: 4, choice, measured: 100.0, predicted: 90.0 });
         let again = Profile::parse("again", &p.to_toml()).unwrap();
         assert_eq!(again.to_toml(), p.to_toml());
         assert_eq!(again.table.digest(), p.table.digest());
-        assert_eq!((again.about, again.runs, again.table), (p.about, p.runs, p.table));
+        assert_eq!(again, p);
     }
 
     /// Every mistake is named, with its line.

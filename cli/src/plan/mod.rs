@@ -163,7 +163,7 @@ impl Priced {
         match self {
             Priced::Published(prices) => prices.costs(),
             Priced::Simulated([all_reduce, reduce, gather]) => {
-                Costs { all_reduce, halves: Some((reduce, gather)) }
+                Costs { all_reduce, whole: None, halves: Some((reduce, gather)) }
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use graccl::cost::{Curve, Level, Machine, Trunk};
+use graccl::cost::{Curve, Level, Machine, Model, Trunk};
 use graccl::schedule::Groups;
-use graccl::sim::Noise;
+use graccl::sim::{Candidates, Noise};
 use graccl::tune::Profile;
-use graccl::{Error, Result};
+use graccl::{Collective, Error, Result};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -23,8 +23,10 @@ pub struct Cluster {
     pub name: String,
     pub hosts: usize,
     pub ranks_per_host: usize,
-    pub machine: Machine,
+    pub model: Model,
     pub noise: Noise,
+    /// That of a profile's job, which says what messages may be; a described cluster has whatever transport is best.
+    transport: Option<&'static str>,
 }
 
 /// The file. Times are ns, sizes bytes.
@@ -164,8 +166,8 @@ impl LevelFile {
 }
 
 impl Cluster {
-    /// A built-in cluster of this name, or the file; a profile of `graccl tune` is the machine that it was made
-    /// on, without what that adds for large buffers (`stretch`, `memory`).
+    /// A built-in cluster of this name, or the file. A profile of `graccl tune` is the machine that it was made on, with
+    /// the ranks and hosts of the job that it was made by.
     pub fn load(what: &str) -> Result<Cluster> {
         if let Some((name, text)) = BUILT_IN.iter().find(|b| b.0 == what) {
             return Cluster::parse(name, text);
@@ -176,19 +178,31 @@ impl Cluster {
                 .hint(format!("give a TOML file (docs/simulator.md) or one of: {}", names.join(", ")))
         })?;
         let name = Path::new(what).file_stem().map_or(what.into(), |s| s.to_string_lossy().into_owned());
+        Cluster::read(name, &text)
+    }
+
+    /// What a file of either kind says.
+    pub(super) fn read(name: String, text: &str) -> Result<Cluster> {
         match text.lines().any(|l| l.trim_start().starts_with("[machine]")) {
-            true => Cluster::tuned(name, &text),
-            false => Cluster::parse(&name, &text),
+            true => Cluster::tuned(name, text),
+            false => Cluster::parse(&name, text),
         }
     }
 
     fn tuned(name: String, text: &str) -> Result<Cluster> {
-        let model = Profile::parse(&name, text)?.model;
-        let machine = model.map(|m| m.machine).ok_or_else(|| {
+        let Profile { model, runs, table, .. } = Profile::parse(&name, text)?;
+        let model = model.ok_or_else(|| {
             Error::argument("a profile without a machine").who(&name).hint("graccl tune writes [machine]")
         })?;
-        let ranks_per_host = machine.cores.unwrap_or(2) as usize;
-        Ok(Cluster { name, hosts: 1, ranks_per_host, machine, noise: Noise::default() })
+        // What a tuning found comes behind what was there.
+        let place = runs.last().map(|r| r.place).or_else(|| table.rows().last().map(|r| r.0));
+        let (ranks, hosts) = match place {
+            Some(p) => (p.ranks as usize, p.hosts as usize),
+            None => (model.machine.cores.unwrap_or(2) as usize, 1),
+        };
+        let transport = Some(place.map_or("shm", |p| p.transport));
+        let ranks_per_host = ranks.div_ceil(hosts);
+        Ok(Cluster { name, hosts, ranks_per_host, model, noise: Noise::default(), transport })
     }
 
     fn parse(name: &str, text: &str) -> Result<Cluster> {
@@ -234,12 +248,23 @@ impl Cluster {
             name: name.into(),
             hosts: file.hosts,
             ranks_per_host: file.ranks_per_host,
-            machine,
+            model: Model::new(machine),
             noise: Noise { seed, core, wire, slow, late },
+            transport: None,
         })
     }
 
-    /// The ranks on their hosts: as many as the file says, or as asked for.
+    /// What may be chosen from.
+    pub fn candidates(&self, collective: Collective, groups: &Groups) -> Candidates {
+        let mut all = Candidates::of(collective, groups);
+        if self.transport.is_some_and(|t| t != "tcp") {
+            all.messages.retain(|m| *m as usize <= graccl::transport::shm::MESSAGE);
+        }
+        all
+    }
+
+    /// The ranks on their hosts: as many as the file says, or as asked for. A profile of one host knows no way to
+    /// another.
     pub fn groups(&self, ranks: Option<u32>, hosts: Option<u32>) -> Result<Groups> {
         let per = self.ranks_per_host;
         let (ranks, hosts) = match (ranks.map(|r| r as usize), hosts.map(|h| h as usize)) {
@@ -247,6 +272,7 @@ impl Cluster {
                 let hosts = hosts.unwrap_or(self.hosts);
                 (hosts.saturating_mul(per), hosts)
             }
+            (Some(ranks), None) if self.transport.is_some() && self.hosts == 1 => (ranks, 1),
             (Some(ranks), None) => (ranks, ranks.div_ceil(per)),
             (Some(ranks), Some(hosts)) => (ranks, hosts),
         };
@@ -274,7 +300,7 @@ mod tests {
         assert_eq!(c.groups(Some(20), None).unwrap().len(), 3);
         assert_eq!(c.groups(Some(20), Some(2)).unwrap().len(), 2);
         assert!(c.groups(Some(2), Some(3)).is_err());
-        assert_eq!(c.machine.across.link.at(11.5e9), 1e9);
+        assert_eq!(c.model.machine.across.link.at(11.5e9), 1e9);
     }
 
     #[test]

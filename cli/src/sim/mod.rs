@@ -2,6 +2,7 @@
 
 mod chart;
 mod cluster;
+mod fuzz;
 mod shop;
 mod table;
 mod train;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use graccl::reduce::Wire;
-use graccl::sim::{Candidates, Noise, Pricer};
+use graccl::sim::{Noise, Pricer};
 use graccl::{DataType, Error, Result};
 
 use crate::perf::parse_size;
@@ -18,6 +19,7 @@ use crate::plan::{parse_ms, parse_type, parse_wire};
 use crate::schedules;
 use crate::verify::say;
 pub(crate) use cluster::Cluster;
+pub use fuzz::fuzz_cluster;
 pub(crate) use shop::Shop;
 use table::Table;
 
@@ -107,7 +109,7 @@ pub fn main(a: SimArgs) -> Result<u8> {
             .who(collective.name())
             .hint("a root is one of the ranks, of a collective that has one"));
     }
-    let mut candidates = Candidates::of(collective, &groups);
+    let mut candidates = cluster.candidates(collective, &groups);
     if let Some(message) = a.message {
         candidates.messages = vec![u32::try_from(message).unwrap_or(u32::MAX)];
     }
@@ -128,9 +130,9 @@ pub fn main(a: SimArgs) -> Result<u8> {
     let pricer = match a.full || a.root > 0 || cluster.noise != Noise::default() {
         true => {
             let call = (collective, a.root as usize);
-            Pricer::in_full(call, &groups, &cluster.machine, candidates, cluster.noise.clone())?
+            Pricer::in_full(call, &groups, &cluster.model, candidates, cluster.noise.clone())?
         }
-        false => Pricer::new(collective, &groups, &cluster.machine, candidates)?,
+        false => Pricer::new(collective, &groups, &cluster.model, candidates)?,
     };
     let mut table = Table::new(&cluster.name, &groups, collective);
     table.head()?;

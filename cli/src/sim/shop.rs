@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use graccl::cost::{Cheapest, PriceList};
 use graccl::reduce::Wire;
 use graccl::schedule::Groups;
-use graccl::sim::{Candidates, Noise, Pricer};
+use graccl::sim::{Noise, Pricer};
 use graccl::{Collective, Error, Result};
 
 use super::Cluster;
@@ -30,7 +30,7 @@ impl<'a> Shop<'a> {
         if cluster.noise != Noise::default() {
             return Err(Error::argument("a price is one number, and this cluster has [noise]")
                 .who(&cluster.name)
-                .hint("leave that out for training and plans"));
+                .hint("take [noise] out of its file: training and plans are simulated without"));
         }
         let mut sizes: Vec<u64> = (8..).map(|i| 1u64 << i).take_while(|&b| b < bytes).collect();
         sizes.push(bytes);
@@ -74,7 +74,7 @@ impl<'a> Shop<'a> {
         if let Some(list) = self.lists.get(&key) {
             return Ok(Some(list.clone()));
         }
-        let mut candidates = Candidates::of(collective, groups);
+        let mut candidates = self.cluster.candidates(collective, groups);
         candidates.algorithms.retain(|a| match names {
             [] => !UNTRIED.contains(&a.name),
             names => names.contains(&a.name),
@@ -85,7 +85,7 @@ impl<'a> Shop<'a> {
         if candidates.algorithms.is_empty() {
             return Ok(None);
         }
-        let list = Pricer::new(collective, groups, &self.cluster.machine, candidates)?.list(&self.sizes)?;
+        let list = Pricer::new(collective, groups, &self.cluster.model, candidates)?.list(&self.sizes)?;
         self.lists.insert(key, list.clone());
         Ok(Some(list))
     }

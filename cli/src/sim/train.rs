@@ -149,7 +149,7 @@ fn outcome(
         _ => None,
     };
     let halves = halves.as_ref().map(|(r, g)| (r as &dyn Prices, g as &dyn Prices));
-    let costs = Costs { all_reduce: &all_reduce, halves };
+    let costs = Costs { all_reduce: &all_reduce, whole: None, halves };
     let plan = match v.fusion {
         Fusion::Rule(rule) => {
             let found = alternatives(model, &costs)?.into_iter().find(|r: &Alternative| r.name == rule);

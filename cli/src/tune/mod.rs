@@ -135,6 +135,8 @@ fn run(a: &TuneArgs, rank: usize) -> Result<u8> {
         table.merge(chosen);
     }
     if rank == 0 {
+        let mut runs = [runs.fitted, runs.checks].concat();
+        runs.sort_by_key(|r| (r.bytes, r.choice.algorithm.name));
         profile.about = show::about(&bench);
         profile.model = Some(predictor.model.clone());
         profile.runs.retain(|old| {

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use graccl::cost::{Curve, Level, Machine};
+use graccl::cost::{Curve, Level, Machine, Model};
 use graccl::schedule::Algorithm;
-use graccl::tune::{self, Choice, Model, Place, Predictor, Run};
+use graccl::tune::{self, Choice, Place, Predictor, Run};
 use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
 
 use super::bench::{Bench, Effort};
@@ -307,10 +307,18 @@ const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 
 /// For each size.
 const FIT: Effort = Effort { seconds: 0.3, race: false };
 
-/// Times some allreduces, in this share of the time that is left, fits the model to them, and returns them with those
-/// that check it.
-pub fn fit(bench: &mut Bench, predictor: &mut Predictor, share: f64) -> Result<Vec<Run>> {
-    let Some(place) = Place::of(Collective::AllReduce, &bench.layout) else { return Ok(Vec::new()) };
+/// Measured calls, by size.
+#[derive(Default)]
+pub struct Runs {
+    /// Those that the model was fitted to.
+    pub fitted: Vec<Run>,
+    /// Those that only check it.
+    pub checks: Vec<Run>,
+}
+
+/// Times some allreduces, in this share of the time that is left, and fits the model to a part of them.
+pub fn fit(bench: &mut Bench, predictor: &mut Predictor, share: f64) -> Result<Runs> {
+    let Some(place) = Place::of(Collective::AllReduce, &bench.layout) else { return Ok(Runs::default()) };
     let hierarchical = bench.layout.groups.len() > 1 && bench.layout.groups.len() < bench.job.size;
     let choice = |name: &str| {
         let algorithm = Algorithm::by_name(Collective::AllReduce, name).expect("it is built in");
@@ -322,7 +330,7 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor, share: f64) -> Result<V
         unknown.extend([choice("hier_2d"), choice("hier_leader")]);
     }
     let all: Vec<Choice> = known.iter().chain(&unknown).copied().collect();
-    let (mut runs, mut others) = (Vec::new(), Vec::new());
+    let mut runs = Runs::default();
     let mut sizes = [&FITTED[..], &CHECKED].concat();
     sizes.sort_unstable();
     let whole = bench.left()?;
@@ -348,25 +356,23 @@ pub fn fit(bench: &mut Bench, predictor: &mut Predictor, share: f64) -> Result<V
         for (choice, ns) in all.iter().zip(times) {
             let run = Run::measured(place, exact, *choice, ns);
             let fits = FITTED.contains(&bytes) && known.contains(choice);
-            if fits { &mut runs } else { &mut others }.push(run);
+            if fits { &mut runs.fitted } else { &mut runs.checks }.push(run);
         }
     }
     bench.progress(format_args!("nothing, but fitting"));
     if bench.rank() == 0 {
-        predictor.fit(&mut runs)?;
-        for r in &mut others {
+        predictor.fit(&mut runs.fitted)?;
+        for r in &mut runs.checks {
             r.predicted = predictor.ns(&r.choice, r.bytes)?;
         }
     }
     bench.job.comm.barrier()?;
-    runs.extend(others);
-    runs.sort_by_key(|r| (r.bytes, r.choice.algorithm.name));
     Ok(runs)
 }
 
-/// A prediction may be off by so many times: what nine of ten runs keep to.
-pub fn uncertainty(runs: &[Run]) -> f64 {
-    let mut off: Vec<f64> = runs.iter().map(|r| (r.predicted / r.measured).ln().abs().exp()).collect();
+/// A prediction may be off by so many times: what nine of ten runs keep to, of those that the model does not know.
+pub fn uncertainty(runs: &Runs) -> f64 {
+    let mut off: Vec<f64> = runs.checks.iter().map(|r| (r.predicted / r.measured).ln().abs().exp()).collect();
     off.sort_by(f64::total_cmp);
     off.get(off.len() * 9 / 10).copied().unwrap_or(1.5).clamp(1.1, 4.0)
 }

@@ -3,6 +3,7 @@
 use graccl::tune::Run;
 
 use super::bench::Bench;
+use super::probe::Runs;
 
 /// What the ranks are.
 pub fn head(bench: &Bench) {
@@ -17,28 +18,37 @@ pub fn head(bench: &Bench) {
 }
 
 /// Measured and predicted.
-pub fn runs(bench: &Bench, runs: &[Run]) {
-    if runs.is_empty() {
+pub fn runs(bench: &Bench, runs: &Runs) {
+    let mut all: Vec<(&Run, bool)> = runs.fitted.iter().map(|r| (r, true)).collect();
+    all.extend(runs.checks.iter().map(|r| (r, false)));
+    if all.is_empty() {
         return;
     }
+    all.sort_by_key(|(r, _)| (r.bytes, r.choice.algorithm.name));
     bench.say(format_args!(
-        "#\n#  collective       bytes  algorithm              measured us  predicted us  error %"
+        "#\n#  collective       bytes  algorithm              measured us  predicted us  error %    (*: fitted to)"
     ));
-    for r in runs {
+    for (r, fitted) in all {
         bench.say(format_args!(
-            "   {:<11} {:>10}  {:<20} {:>13.2} {:>13.2} {:>+8.1}",
+            "   {:<11} {:>10}  {:<20} {:>13.2} {:>13.2} {:>+8.1}{}",
             r.place.collective.name(),
             r.bytes,
             r.choice.algorithm.name,
             r.measured / 1e3,
             r.predicted / 1e3,
-            100.0 * r.error()
+            100.0 * r.error(),
+            if fitted { " *" } else { "" }
         ));
     }
-    let off: Vec<f64> = runs.iter().map(|r| r.error().abs()).collect();
-    let within = off.iter().filter(|e| **e <= 0.15).count();
-    let mean = 100.0 * off.iter().sum::<f64>() / off.len() as f64;
-    bench.say(format_args!("# mean error {mean:.1} %; within 15 % at {within} of {} points", runs.len()));
+    for (what, runs) in [("only predicted", &runs.checks), ("fitted to", &runs.fitted)] {
+        let off: Vec<f64> = runs.iter().map(|r| r.error().abs()).collect();
+        let within = off.iter().filter(|e| **e <= 0.15).count();
+        let mean = 100.0 * off.iter().sum::<f64>() / off.len().max(1) as f64;
+        bench.say(format_args!(
+            "# {what}: mean error {mean:.1} %; within 15 % at {within} of {} points",
+            runs.len()
+        ));
+    }
 }
 
 /// For the profile's readers.

@@ -37,7 +37,7 @@ impl Player<'_> {
         let mut slot = self.slots[at];
         let (now, level, mut last_hop) = (self.now, usize::from(across), None);
         let up = trunk.map_or(0.0, |(t, _)| t.latency);
-        let share = |t: Trunk| t.oversubscription / f64::from(t.hosts * self.links[1]);
+        let share = |t: Trunk| t.oversubscription / (f64::from(t.hosts) * f64::from(self.links[1]));
         match (kind, trunk) {
             (Kind::Depart, _) => {
                 let gate = self.gate(across, from);

@@ -10,6 +10,9 @@ const FP: u32 = 7;
 /// Lengths of messages: around the limits, and the largest.
 const LENGTHS: [usize; 8] = [0, 8, INLINE, INLINE + 1, 4096, REF_MIN, MESSAGE, CAPACITY];
 
+/// What a peer may say of a message by reference, and what it may not.
+const CODES: [u8; 8] = [BY_REF, CLAIMED, WRITTEN, TAKEN_BACK, IN_LINE, REPLY_REF, 0, SLOTS as u8];
+
 /// The memory of one link, zeroed again after use.
 struct Memory {
     block: Block,
@@ -43,13 +46,42 @@ pub fn fuzz_shm(data: &[u8]) {
         let mut byte = || script.next().unwrap_or(0);
         let len = LENGTHS[usize::from(op >> 5)];
         match op & 31 {
-            0..=3 => {
+            // Not while its reply is written: that and its end are one step.
+            0 | 1 if !link.claimed => {
                 if let Recv::Ready(p) = link.recv(len, FP) {
                     touch(own, &memory, p, len, false);
                     reads = Some(len);
                 }
             }
-            4..=6 if reads.take().is_some() => link.release(),
+            2 if writes.is_some() => {
+                let before = link.claimed;
+                let may = link.claim();
+                assert!(may || link.torn && link.fault.is_some() && !link.claimed);
+                assert!(before || !link.claimed || said(link.rx, link.received).0 == CLAIMED);
+            }
+            3 => link.disclaim(),
+            4 | 5 if reads.take().is_some() => {
+                let before = link.received;
+                link.release();
+                assert!(link.torn || link.received != before);
+                assert!(!link.claimed);
+            }
+            6 => {
+                let (tx, mut asked, most) = (link.tx, 0, u32::from(byte() % 8));
+                link.abandon(&mut || {
+                    say(tx, byte(), byte());
+                    asked += 1;
+                    asked < most
+                });
+                // Once more for every message.
+                assert!(asked <= most + DEPTH, "asked {asked} times, and was to wait {most} times");
+                let flying =
+                    (0..DEPTH).map(|i| link.acked.wrapping_add(i)).take_while(|&seq| seq != link.sent);
+                for seq in flying.filter(|_| asked == 0) {
+                    let (code, number) = said(tx, seq);
+                    assert!(!matches!(code, BY_REF | CLAIMED) || number != seq.wrapping_add(1) as u16);
+                }
+            }
             7 | 8 if writes.is_none() => {
                 if let Some(p) = link.send_slot(len) {
                     touch(own, &memory, p, len, true);
@@ -62,7 +94,7 @@ pub fn fuzz_shm(data: &[u8]) {
                     writes = Some(len);
                 }
             }
-            11..=13 => {
+            11 | 12 if !link.claimed => {
                 if let Some(len) = writes.take() {
                     link.commit(len, FP);
                 }
@@ -71,6 +103,9 @@ pub fn fuzz_shm(data: &[u8]) {
                 // SAFETY: the block is there until the link is gone.
                 unsafe { link.send_ref(memory.base, len, FP) };
             }
+            // The peer says something else of its message, or of one of ours.
+            13 => say(link.rx, link.received as u8, op >> 5),
+            26 => say(link.tx, byte(), op >> 5),
             15 => link.finish(),
             16 => drop(link.idle()),
             // The next header, as it may be, of a message in slot `b` or of another kind.
@@ -97,7 +132,7 @@ pub fn fuzz_shm(data: &[u8]) {
                 }
             }
             // The credit line.
-            23..=26 => {
+            23..=25 => {
                 let (consumed, returned) = match op & 31 {
                     23 => (link.sent, u32::from(byte())),
                     24 => (u32::from(byte()), link.taken.wrapping_add(u32::from(byte()))),
@@ -122,6 +157,22 @@ pub fn fuzz_shm(data: &[u8]) {
         }
         assert!(link.nfree <= SLOTS);
     }
+}
+
+/// What the peer does to a header of that direction: another code, and another acknowledgement.
+fn say(direction: *mut u8, seq: u8, how: u8) {
+    // SAFETY: a header line of the block.
+    let word = unsafe { ShmLink::word(ShmLink::line(direction, u32::from(seq))) };
+    let (code, ack) = (CODES[usize::from(how % 8)], u64::from(how / 8));
+    let w = word.load(Ordering::Relaxed) & !(0xff << 24) | u64::from(code) << 24;
+    word.store(w ^ ack << 16, Ordering::Release);
+}
+
+/// The code and the sequence number in a header.
+fn said(direction: *mut u8, seq: u32) -> (u8, u16) {
+    // SAFETY: a header line of the block.
+    let w = unsafe { ShmLink::word(ShmLink::line(direction, seq)) }.load(Ordering::Relaxed);
+    ((w >> 24) as u8, w as u16)
 }
 
 /// The place must be in memory that the link knows. It is used where that takes no more of it.

@@ -79,6 +79,8 @@ impl ShmLink {
         for seq in (0..DEPTH).map(|i| self.acked.wrapping_add(i)).take_while(|&seq| seq != self.sent) {
             // SAFETY: our own header line.
             let word = unsafe { Self::word(Self::line(self.tx, seq)) };
+            // Once `wait` has said no it is not asked again: a peer may change the word whenever it is.
+            let mut patient = true;
             loop {
                 // Acquire: what the peer has written comes with its word that it has.
                 let w = word.load(Ordering::Acquire);
@@ -86,7 +88,8 @@ impl ShmLink {
                 if code != BY_REF && code != CLAIMED || w as u16 != seq.wrapping_add(1) as u16 {
                     break;
                 }
-                if code == CLAIMED && wait() {
+                if code == CLAIMED && patient {
+                    patient = wait();
                     continue;
                 }
                 let back = coded(w, TAKEN_BACK);
