@@ -429,7 +429,8 @@ fn uneven_counts_in_real_jobs() {
         }
         return;
     }
-    for shape in SHAPES {
+    // Where a rank between two others would have to know how long their block is, another algorithm is taken.
+    for shape in SHAPES.into_iter().chain([(4, 2, &[("GRACCL_ALGO", "hier_leader")][..])]) {
         job("uneven_counts_in_real_jobs", shape).succeed();
     }
 }
@@ -504,10 +505,19 @@ fn rough(rank: usize, i: usize) -> f32 {
     if x & 1 == 0 { m } else { -m }
 }
 
-/// The bits of a float, rounded toward zero in the 16-bit types.
+/// The bits of a float, rounded toward zero in the short types (where e4m3 is subnormal: to some number).
 fn encode(dtype: DataType, x: f32) -> Vec<u8> {
     match dtype {
         DataType::F32 => x.to_ne_bytes().to_vec(),
+        // With digits that no f32 has.
+        DataType::F64 => (f64::from(x) * (1.0 + f64::from(x) / (1u64 << 40) as f64)).to_ne_bytes().to_vec(),
+        DataType::F8E4M3 => {
+            let magnitude = ((x.abs().to_bits()) - (120 << 23)) >> 20;
+            vec![(x.to_bits() >> 24 & 0x80 | magnitude) as u8]
+        }
+        DataType::F8E5M2 => {
+            encode(DataType::F16, x)[usize::from(cfg!(target_endian = "little"))..][..1].to_vec()
+        }
         DataType::Bf16 => ((x.to_bits() >> 16) as u16).to_ne_bytes().to_vec(),
         // f16 in its normal range.
         _ => {
@@ -530,6 +540,9 @@ fn say_bits(c: &Communicator) {
         (DataType::F32, RedOp::Avg),
         (DataType::F16, RedOp::Sum),
         (DataType::Bf16, RedOp::Sum),
+        (DataType::F64, RedOp::Sum),
+        (DataType::F8E4M3, RedOp::Sum),
+        (DataType::F8E5M2, RedOp::Sum),
     ] {
         for count in [1, 1001, 100_003] {
             for collective in Collective::ALL.into_iter().filter(|c| c.reduces()) {
@@ -555,7 +568,7 @@ fn bits(job: Job) -> Vec<Vec<String>> {
     let said =
         ended.iter().map(|e| e.text.lines().filter(|l| l.starts_with("BITS")).map(String::from).collect());
     let said: Vec<Vec<String>> = said.collect();
-    assert!(said.iter().all(|s| s.len() == said[0].len() && s.len() == 54));
+    assert!(said.iter().all(|s| s.len() == said[0].len() && s.len() == 99));
     for rank in &said {
         for (a, b) in rank.iter().zip(&said[0]).filter(|(a, _)| a.starts_with("BITS all_reduce")) {
             assert_eq!(a, b, "ranks have different bits");

@@ -15,6 +15,8 @@ use crate::Error;
 
 /// Head start of a better address over the next.
 const STAGGER: Duration = Duration::from_millis(30);
+/// Connections that ended before the answer after which an address is tried again.
+const ENDS: u32 = 3;
 /// Until a Unix listener whose queue is full is tried again.
 const QUEUE_FULL: Duration = Duration::from_millis(2);
 
@@ -35,6 +37,7 @@ pub(super) struct Dial {
     live: Vec<u64>,
     next_try: Instant,
     won: bool,
+    ends: u32,
     pub failures: Vec<String>,
 }
 
@@ -59,6 +62,7 @@ impl Dial {
             live: Vec::new(),
             next_try: Instant::now(),
             won: false,
+            ends: 0,
             failures: Vec::new(),
         }
     }
@@ -93,6 +97,14 @@ impl Dial {
     /// An address is worth another try.
     pub fn again(&mut self, addr: Addr) {
         self.untried.push_front(addr);
+    }
+
+    /// A connection ended before the answer, and maybe only because this process was too slow.
+    pub fn ended(&mut self, addr: Addr) {
+        self.ends += 1;
+        if self.ends <= ENDS {
+            self.again(addr);
+        }
     }
 
     /// The right process was reached, and then the connection ended.
@@ -169,7 +181,7 @@ impl State {
                     dial.next_try = now + STAGGER;
                     let deadline = dial.patience.map(|p| now + p);
                     let c = Conn::new(sock, unix, addr.to_string(), deadline);
-                    self.conns.insert(token, (c, Step::Connecting { ticket, addr }));
+                    self.conns.insert(token, (c, Step::Connecting { ticket, addr, since: now }));
                     self.drive(token, now);
                 }
                 Err(e) if unix && e.kind() == std::io::ErrorKind::WouldBlock => {

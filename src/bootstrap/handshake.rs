@@ -14,10 +14,10 @@ use crate::log::{Level, log};
 
 /// How far a connection has come.
 pub(super) enum Step {
-    /// Connector: the system connects.
-    Connecting { ticket: u64, addr: Addr },
-    /// Connector: the hello is out, since then, the answer awaited.
-    Answer { ticket: u64, addr: Addr, hello: [u8; HELLO_LEN], since: Instant },
+    /// Connector: the system connects, since then.
+    Connecting { ticket: u64, addr: Addr, since: Instant },
+    /// Connector: the hello is out, the answer awaited. `since`: when the system began to connect.
+    Answer { ticket: u64, addr: Addr, hello: [u8; HELLO_LEN], since: Instant, said: Instant },
     /// Connector: the acceptor is the right one, and was sent what it must know.
     Reply { ticket: u64, secret: Key },
     /// Acceptor: awaits a stranger's hello.
@@ -65,7 +65,7 @@ impl State {
     pub fn drive(&mut self, token: u64, now: Instant) {
         let Some((mut c, mut step)) = self.conns.remove(&token) else { return };
         loop {
-            match self.advance(token, &mut c, &mut step) {
+            match self.advance(token, &mut c, &mut step, now) {
                 Next::Again => {}
                 Next::Stay => {
                     self.conns.insert(token, (c, step));
@@ -85,9 +85,9 @@ impl State {
         }
     }
 
-    fn advance(&mut self, token: u64, c: &mut Conn, step: &mut Step) -> Next {
-        if let Step::Connecting { ticket, addr } = step {
-            let (ticket, addr) = (*ticket, addr.clone());
+    fn advance(&mut self, token: u64, c: &mut Conn, step: &mut Step, now: Instant) -> Next {
+        if let Step::Connecting { ticket, addr, since } = step {
+            let (ticket, addr, since) = (*ticket, addr.clone(), *since);
             match c.sock.take_error() {
                 Ok(None) if c.sock.peer_addr().is_ok() => {}
                 Ok(None) => return Next::Stay,
@@ -104,12 +104,12 @@ impl State {
             }
             c.send(&hello, None);
             c.expect(ANSWER_LEN);
-            *step = Step::Answer { ticket, addr, hello, since: Instant::now() };
+            *step = Step::Answer { ticket, addr, hello, since, said: Instant::now() };
         }
         match c.flush() {
             Ok(true) => {}
             Ok(false) => return Next::Stay,
-            Err(e) => return Next::Close(e.to_string()),
+            Err(e) => return self.ended(step, e.to_string()),
         }
         if let Step::Last { ticket, body } = step {
             return Next::Deliver(*ticket, std::mem::take(body));
@@ -120,16 +120,16 @@ impl State {
                 return Next::Close("it does not speak graccl's protocol".into());
             }
             Ok(Fill::Part) => return Next::Stay,
-            Ok(Fill::End) => return Next::Close("it closed the connection".into()),
+            Ok(Fill::End) => return self.ended(step, "it closed the connection".into()),
             Err(e) => {
                 if out_of_fds(&e) {
                     self.no_fd_for(step, &e);
                 }
-                return Next::Close(e.to_string());
+                return self.ended(step, e.to_string());
             }
         }
         match step {
-            Step::Hello => self.on_hello(c, step),
+            Step::Hello => self.on_hello(c, step, now),
             Step::Proof { .. } => on_proof(c, step),
             Step::Answer { .. } => self.on_answer(token, c, step),
             Step::Reply { ticket, secret } => {
@@ -149,6 +149,18 @@ impl State {
         }
     }
 
+    /// The other end has closed. Where this process was stopped before it had said hello, the acceptor took it for a
+    /// silent stranger.
+    fn ended(&mut self, step: &Step, why: String) -> Next {
+        if let Step::Answer { ticket, addr, since, .. } = step
+            && since.elapsed() > HANDSHAKE / 2
+            && let Some(dial) = self.dial_of(*ticket)
+        {
+            dial.ended(addr.clone());
+        }
+        Next::Close(why)
+    }
+
     /// A peer's descriptor found no place here, so its connection is lost: says so to the rank that
     /// waits for it, or will.
     fn no_fd_for(&mut self, step: &Step, e: &std::io::Error) {
@@ -162,7 +174,7 @@ impl State {
         }
     }
 
-    fn on_hello(&mut self, c: &mut Conn, step: &mut Step) -> Next {
+    fn on_hello(&mut self, c: &mut Conn, step: &mut Step, now: Instant) -> Next {
         let bytes: [u8; HELLO_LEN] = c.bytes().try_into().expect("asked for this many");
         let hello = match Hello::parse(&bytes) {
             Ok(hello) => hello,
@@ -185,16 +197,18 @@ impl State {
         let secret = wire::secret(&key, &bytes, &nonce);
         c.send(&wire::answer(&secret, &nonce), None);
         c.expect(4);
+        // The connector counts from its hello.
+        c.deadline = Some(now + HANDSHAKE);
         *step = Step::Proof { hello, secret };
         Next::Again
     }
 
     fn on_answer(&mut self, token: u64, c: &mut Conn, step: &mut Step) -> Next {
-        let Step::Answer { ticket, addr, hello, since } = step else { return Next::Stay };
+        let Step::Answer { ticket, addr, hello, said, .. } = step else { return Next::Stay };
         let ticket = *ticket;
         let answer = c.bytes().try_into().expect("asked for this many");
         let Some(dial) = self.dial_of(ticket) else { return Next::Close("given up".into()) };
-        if since.elapsed() > HANDSHAKE / 2 {
+        if said.elapsed() > HANDSHAKE / 2 {
             // One of the two was stopped, or had no core. The other waits for no proof any more, or not much
             // longer; but once that is sent, a connection that ends is a process that has.
             dial.again(addr.clone());
@@ -326,272 +340,4 @@ fn refuse(c: &mut Conn, step: &mut Step, why: Refusal) -> Next {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-
-    use super::super::root::Root;
-    use super::super::service::Service;
-    use super::*;
-    use crate::bootstrap::Member;
-
-    const SOON: Duration = Duration::from_secs(10);
-
-    fn connect() -> TcpStream {
-        let port = Service::get().unwrap().home().unwrap().port;
-        let s = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        s.set_read_timeout(Some(SOON)).unwrap();
-        s
-    }
-
-    fn hello(role: Role, tag: Tag, from: u32, to: u32) -> [u8; HELLO_LEN] {
-        Hello { role, tag, generation: 0, from, to, purpose: 0, nonce: random().unwrap() }.encode()
-    }
-
-    fn read<const N: usize>(s: &mut TcpStream) -> [u8; N] {
-        let mut b = [0; N];
-        s.read_exact(&mut b).unwrap();
-        b
-    }
-
-    /// What comes until the end; how long it may be.
-    fn rest(s: &mut TcpStream) -> usize {
-        let mut all = Vec::new();
-        let _ = s.read_to_end(&mut all);
-        all.len()
-    }
-
-    /// Says hello as rank 0 to the root of `root`, checks its answer and shows a proof made with `key` that
-    /// it wants to join as one of `size`. The bytes that it sent.
-    fn join(s: &mut TcpStream, root: &Key, key: &Key, size: u32) -> Vec<u8> {
-        let hello = hello(Role::Join, wire::tag(root), 0, wire::ROOT);
-        s.write_all(&hello).unwrap();
-        let answer = read(s);
-        assert!(wire::check_answer(root, &hello, &answer).is_ok());
-        let secret = wire::secret(key, &hello, answer[8..40].try_into().unwrap());
-        let (hostname, addrs) = (String::new(), Vec::new());
-        let card = Member { rank: 0, host: 1, hostname, pid: 1, addrs, port: 0, unix: [0; 16] };
-        let request = Join { size, wait_ms: 20_000, keep: false, settings: String::new(), card };
-        let frame = wire::seal(&secret, From::Connector, &request.encode());
-        s.write_all(&frame).unwrap();
-        [&hello[..], &frame].concat()
-    }
-
-    fn root(local: bool) -> Key {
-        let key = random().unwrap();
-        Service::get().unwrap().open_root(key, 0..0, local).unwrap();
-        key
-    }
-
-    #[test]
-    fn the_tag_alone_opens_nothing() {
-        let key = root(false);
-        let try_with = |proof: &Key| {
-            let mut s = connect();
-            join(&mut s, &key, proof, 1);
-            rest(&mut s)
-        };
-        assert_eq!(try_with(&[2; 32]), 0, "a wrong key");
-        assert!(try_with(&key) > 0, "the right key, and the same root still serves");
-    }
-
-    #[test]
-    fn a_recorded_session_is_worth_nothing() {
-        let key = root(false);
-        let mut first = connect();
-        let sent = join(&mut first, &key, &key, 2);
-        // All at once, and as it was said, after the answer.
-        let mut again = connect();
-        again.write_all(&sent).unwrap();
-        assert_eq!(rest(&mut again), ANSWER_LEN, "an answer to the hello, and then the end");
-        let mut again = connect();
-        again.write_all(&sent[..HELLO_LEN]).unwrap();
-        read::<ANSWER_LEN>(&mut again);
-        again.write_all(&sent[HELLO_LEN..]).unwrap();
-        assert_eq!(rest(&mut again), 0);
-        // The root has not taken it for rank 0 a second time: the first still waits.
-        first.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        assert_eq!(first.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    }
-
-    /// Dials a process of our own that does not have the key; returns the ticket and that process's end.
-    fn dialled(listener: &TcpListener, key: Key, to: u32) -> (u64, TcpStream) {
-        let hello = Hello {
-            role: Role::Peer,
-            tag: wire::tag(&key),
-            generation: 0,
-            from: 0,
-            to,
-            purpose: 0,
-            nonce: [0; 32],
-        };
-        let addr = vec![Addr::Tcp(listener.local_addr().unwrap())];
-        let dial = Dial::new(hello, key, b"hello".to_vec(), MAX_BODY, "test".into(), addr);
-        let service = Service::get().unwrap();
-        let ticket = service.lock().start_dial(dial, Instant::now());
-        service.poke();
-        let (s, _) = listener.accept().unwrap();
-        s.set_read_timeout(Some(SOON)).unwrap();
-        (ticket, s)
-    }
-
-    /// Why a dial failed.
-    fn failed(ticket: u64) -> String {
-        match Service::get().unwrap().look(ticket, Instant::now() + SOON) {
-            Some(Ok(Outcome::Nobody(tried))) => tried,
-            Some(Ok(_)) => panic!("a stranger was believed"),
-            Some(Err(e)) => e.to_string(),
-            None => panic!("it waits"),
-        }
-    }
-
-    #[test]
-    fn echoed_and_recorded_answers_are_refused() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let key: Key = random().unwrap();
-        let (ticket, mut s) = dialled(&listener, key, 1);
-        let hello: [u8; HELLO_LEN] = read(&mut s);
-        s.write_all(&hello).unwrap();
-        failed(ticket);
-        // The nonce that it sent, as if it were ours, and its own proof of nothing.
-        let (ticket, mut s) = dialled(&listener, key, 1);
-        let hello: [u8; HELLO_LEN] = read(&mut s);
-        let mut echo = wire::answer(&[0; 32], hello[40..].try_into().unwrap());
-        echo[40..].copy_from_slice(&hello[40..]);
-        s.write_all(&echo).unwrap();
-        assert!(failed(ticket).contains("could not prove"));
-        // What the right one answered another time.
-        let nonce = [5; 32];
-        let recorded = wire::answer(&wire::secret(&key, &hello, &nonce), &nonce);
-        assert!(wire::check_answer(&key, &hello, &recorded).is_ok());
-        let (ticket, mut s) = dialled(&listener, key, 1);
-        read::<HELLO_LEN>(&mut s);
-        s.write_all(&recorded).unwrap();
-        assert!(failed(ticket).contains("could not prove"));
-    }
-
-    /// A process that was stopped is late for everything, but what came meanwhile is there.
-    #[test]
-    fn what_came_during_a_stop_counts() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        peer.set_read_timeout(Some(SOON)).unwrap();
-        let (mut state, key) = (State::default(), random().unwrap());
-        state.roots.insert(wire::tag(&key), Root::new(key, false));
-        let now = Instant::now();
-        state.welcome(listener.accept().unwrap().0.into(), false, "test".into(), now);
-        let token = *state.conns.keys().next().unwrap();
-        let said = std::thread::spawn(move || {
-            join(&mut peer, &key, &key, 2);
-            peer
-        });
-        while matches!(state.conns[&token].1, Step::Hello) {
-            state.drive(token, now);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // It may have been read already.
-        let peer = said.join().unwrap();
-        state.timers(now + 2 * HANDSHAKE);
-        assert!(matches!(state.conns[&token].1, Step::Joined { .. }));
-        drop(peer);
-        // Whoever is silent is put out still.
-        let silent = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        state.welcome(listener.accept().unwrap().0.into(), false, "test".into(), now);
-        assert_eq!(state.conns.len(), 2);
-        state.timers(now + 2 * HANDSHAKE);
-        assert_eq!(state.conns.len(), 1);
-        drop(silent);
-    }
-
-    /// Whoever was stopped between hello and answer has been given up by the other, and begins anew.
-    #[test]
-    fn a_late_answer_is_asked_for_again() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let key: Key = random().unwrap();
-        let (ticket, mut s) = dialled(&listener, key, 1);
-        let answer = |s: &mut TcpStream| {
-            let (hello, nonce) = (read(s), random().unwrap());
-            let secret = wire::secret(&key, &hello, &nonce);
-            s.write_all(&wire::answer(&secret, &nonce)).unwrap();
-            secret
-        };
-        std::thread::sleep(HANDSHAKE / 2);
-        answer(&mut s);
-        assert_eq!(rest(&mut s), 0, "no proof to whom does not wait for it");
-        let (mut s, _) = listener.accept().unwrap();
-        s.set_read_timeout(Some(SOON)).unwrap();
-        let secret = answer(&mut s);
-        s.write_all(&wire::seal(&secret, From::Acceptor, b"here")).unwrap();
-        match Service::get().unwrap().look(ticket, Instant::now() + SOON) {
-            Some(Ok(Outcome::Peer(_, _, hello, _))) => assert_eq!(hello, b"here"),
-            _ => panic!("not connected"),
-        }
-    }
-
-    #[test]
-    fn two_sessions_cannot_be_crossed() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let key: Key = random().unwrap();
-        let service = Service::get().unwrap();
-        for rank in [1, 2] {
-            let mut state = service.lock();
-            assert!(state.reserve_end(wire::tag(&key), rank));
-            state.open_end(wire::tag(&key), rank, key, Instant::now());
-        }
-        // Between one who dials ranks 1 and 2, and them.
-        let between = || {
-            let mut ends = [1, 2].map(|to| (dialled(&listener, key, to), connect()));
-            for ((_, near), far) in &mut ends {
-                far.write_all(&read::<HELLO_LEN>(near)).unwrap();
-            }
-            ends
-        };
-        // The answers change places.
-        let [((t1, mut n1), mut f1), ((t2, mut n2), mut f2)] = between();
-        n2.write_all(&read::<ANSWER_LEN>(&mut f1)).unwrap();
-        n1.write_all(&read::<ANSWER_LEN>(&mut f2)).unwrap();
-        assert!(failed(t1).contains("could not prove") && failed(t2).contains("could not prove"));
-        // The answers are passed on as they are, and then the proofs change places.
-        let [((t1, mut n1), mut f1), ((t2, mut n2), mut f2)] = between();
-        n1.write_all(&read::<ANSWER_LEN>(&mut f1)).unwrap();
-        n2.write_all(&read::<ANSWER_LEN>(&mut f2)).unwrap();
-        const FRAME: usize = 4 + 5 + 32;
-        f2.write_all(&read::<FRAME>(&mut n1)).unwrap();
-        f1.write_all(&read::<FRAME>(&mut n2)).unwrap();
-        assert_eq!((rest(&mut f1), rest(&mut f2)), (0, 0));
-        // And a proof sent back to whom it came from.
-        n1.write_all(&wire::seal(&[0; 32], From::Connector, b"hello")).unwrap();
-        assert!(failed(t1).contains("not signed"));
-        service.give_up(t2);
-    }
-
-    #[test]
-    fn a_local_root_takes_nobody_by_tcp() {
-        let key = root(true);
-        let mut s = connect();
-        s.write_all(&hello(Role::Join, wire::tag(&key), 0, wire::ROOT)).unwrap();
-        assert_eq!(read::<ANSWER_LEN>(&mut s)[7], Refusal::Key as u8);
-    }
-
-    #[test]
-    fn an_early_peer_waits_for_the_key() {
-        let (tag, key) = (random().unwrap(), random().unwrap());
-        let service = Service::get().unwrap();
-        for opens in [true, false] {
-            assert!(service.lock().reserve_end(tag, 1));
-            let hello = hello(Role::Peer, tag, 0, 1);
-            let mut s = connect();
-            s.write_all(&hello).unwrap();
-            s.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            assert_eq!(s.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-            s.set_read_timeout(Some(SOON)).unwrap();
-            match opens {
-                true => service.lock().open_end(tag, 1, key, Instant::now()),
-                false => service.lock().close_end(tag, 1),
-            }
-            let answer = read(&mut s);
-            assert_eq!(wire::check_answer(&key, &hello, &answer).is_ok(), opens);
-            service.lock().close_end(tag, 1);
-        }
-    }
-}
+mod tests;

@@ -30,7 +30,7 @@ use crate::{Code, Error, Result};
 pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 /// No more strangers than this at a time by TCP, and as many by Unix sockets; the others wait in the
 /// listeners' queues.
-const MAX_STRANGERS: usize = 256;
+pub(super) const MAX_STRANGERS: usize = 256;
 /// When so many are here, one that has not proved itself within this time makes room for another.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between looks at what may end a wait early.
@@ -116,16 +116,32 @@ impl State {
             .map(|(d, token)| (d - HANDSHAKE + PATIENCE, token))
     }
 
+    /// The same, after who is due has been heard: a process that was stopped finds that all of them were silent
+    /// for long, before it has read what they said.
+    fn still_full(&mut self, unix: bool, now: Instant) -> Option<(Instant, u64)> {
+        loop {
+            let (until, first) = self.full(unix)?;
+            if now >= until {
+                self.drive(first, now);
+                if self.full(unix).is_none_or(|(_, token)| token != first) {
+                    continue;
+                }
+            }
+            return Some((until, first));
+        }
+    }
+
     /// Takes in whoever waits at listener `i`.
-    fn accept(&mut self, i: usize, now: Instant) {
+    pub fn accept(&mut self, i: usize, now: Instant) {
         for _ in 0..64 {
             let Some(l) = self.listeners.get(i) else { return };
             let unix = l.unix;
-            let full = self.full(unix);
+            let full = self.still_full(unix, now);
             if full.is_some_and(|(until, _)| now < until) {
                 return;
             }
-            let Some(l) = self.listeners.get(i) else { return };
+            // It may have been that of a root that has told its verdict meanwhile.
+            let Some(l) = self.listeners.get(i).filter(|l| l.unix == unix) else { return };
             match l.sock.accept() {
                 Ok((sock, from)) => {
                     self.no_fds_since = None;
@@ -414,13 +430,14 @@ impl Service {
             }
             let now = Instant::now();
             let mut state = self.lock();
-            for i in (0..listeners).filter(|i| fds[1 + i].revents != 0) {
-                state.accept(i, now);
-            }
+            // First: whoever has spoken is no stranger that makes room for those who come.
             for (i, token) in tokens.iter().enumerate() {
                 if fds[1 + listeners + i].revents != 0 {
                     state.drive(*token, now);
                 }
+            }
+            for i in (0..listeners).filter(|i| fds[1 + i].revents != 0) {
+                state.accept(i, now);
             }
         }
     }

@@ -179,10 +179,15 @@ impl Key {
 
     /// For people and for comparing calls: the same text on all ranks that agree.
     pub fn text(&self) -> String {
-        let Key { verb, root, count, dtype, op, wire } = self;
+        self.text_of("", &format!("{} ", self.count))
+    }
+
+    /// The text of a form of the call, with so many elements.
+    fn text_of(&self, form: &str, count: &str) -> String {
+        let Key { verb, root, dtype, op, wire, .. } = self;
         let mut text = match verb {
             Verb::Barrier => return "barrier".into(),
-            _ => format!("{} of {count} {}", verb.name(), dtype.name()),
+            _ => format!("{}{form} of {count}{}", verb.name(), dtype.name()),
         };
         if verb.collective().is_some_and(Collective::reduces) {
             text += &format!(" ({})", op.name());
@@ -458,14 +463,31 @@ impl Work {
         Work { key: Key::barrier(), buffers: Buffers::NONE, each: None, factor: None }
     }
 
-    /// "all_gather_v of 120 float", see [`Key::text`].
+    /// "all_gather_v of 3 + 5 float", see [`Key::text`].
     pub fn text(&self) -> String {
-        let text = self.key.text();
-        if self.each.is_none() {
-            return text;
+        match (&self.each, self.key.verb) {
+            (None, _) => self.key.text(),
+            (Some(each), Verb::Do(Collective::AllGather)) => self.key.text_of("_v", &sum_of(&each.recv)),
+            (Some(each), Verb::Do(Collective::ReduceScatter)) => self.key.text_of("_v", &sum_of(&each.send)),
+            _ => self.key.text_of("_v", ""),
         }
-        let verb = self.key.verb.name();
-        text.replacen(verb, &format!("{verb}_v"), 1)
+    }
+
+    /// How many elements there are in a block is only known to the rank that sends it and the one that gets it,
+    /// so the call's text does not say it, and messages have a [`mark`].
+    pub fn between_two(&self) -> bool {
+        let known = matches!(self.key.verb, Verb::Do(Collective::AllGather | Collective::ReduceScatter));
+        self.key.verb.collective().is_none() || self.each.is_some() && !known
+    }
+
+    /// Elements that this rank expects of `rank` in a call that is [`between_two`](Work::between_two).
+    pub fn expects(&self, rank: usize) -> usize {
+        match &self.each {
+            None => self.key.count,
+            // Of a root; otherwise there is a block for each rank.
+            Some(Each { recv, .. }) if recv.len() == 1 => recv[0].count,
+            Some(Each { recv, .. }) => recv.get(rank).map_or(0, |e| e.count),
+        }
     }
 
     /// Bytes that everybody knows of: of the larger buffer for even counts.
@@ -478,6 +500,35 @@ impl Work {
         };
         self.key.count * self.key.dtype.size() * blocks
     }
+}
+
+/// What messages say of a block that is known to two ranks only. It can be read again for less than 2^28 elements.
+pub(super) fn mark(count: usize, dtype: DataType) -> u32 {
+    let said = (count as u64) << 4 | dtype as u64;
+    (said ^ said >> 32) as u32
+}
+
+/// "3 float", of a [`mark`]; `None` if it is none.
+pub(super) fn marked(mark: u32) -> Option<String> {
+    let dtype = DataType::ALL.get(mark as usize & 15)?;
+    Some(format!("{} {}", mark >> 4, dtype.name()))
+}
+
+/// "3 + 5 ", of all blocks. Of many the first ones, and what tells the others apart.
+fn sum_of(blocks: &[Extent]) -> String {
+    const SHOWN: usize = 8;
+    let list: Vec<String> = blocks.iter().take(SHOWN).map(|e| e.count.to_string()).collect();
+    let list = list.join(" + ");
+    if blocks.len() <= SHOWN {
+        return list + " ";
+    }
+    let bytes: Vec<u8> = blocks.iter().flat_map(|e| e.count.to_le_bytes()).collect();
+    format!("{list} + ... ({} blocks, {:08x}) ", blocks.len(), fnv(&bytes))
+}
+
+/// FNV-1a.
+pub(super) fn fnv(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
 #[inline]

@@ -39,6 +39,9 @@ pub const WIDE: u8 = 0x80;
 const ENDED_MAX: usize = 4096;
 /// How long the last communicator of a family waits for its peers to leave as well.
 const LEAVE: Duration = Duration::from_secs(5);
+/// The same of one that failed, for ranks that it has no connection to yet. Those that wait for one are told within
+/// milliseconds; the others may never ask.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Links to a rank on a port.
 pub fn ways_of(port: u8) -> u32 {
@@ -75,6 +78,10 @@ pub struct Letters {
     /// Where the links of (rank, port) are.
     pub links: HashMap<(usize, u8), u64>,
     pub votes: Vec<(usize, u32, Vec<u32>)>,
+    /// Fingerprints of our messages that are in the way of a rank.
+    pub asked: Vec<(usize, u32)>,
+    /// The call of a message of (rank, fingerprint) that is in ours.
+    pub owned: HashMap<(usize, u32), (u32, String)>,
 }
 
 impl Post {
@@ -301,6 +308,17 @@ impl Fabric {
         to.iter().map(|&r| r as usize).filter(missing).collect()
     }
 
+    /// Connects to the ranks that are to be told of a failure, as far as they want to. True while some have not been told.
+    fn untold(&self) -> bool {
+        let all: HashSet<u32> = lock(&self.announced).iter().flat_map(|(_, to)| to.clone()).collect();
+        let waits = |&r: &usize| match self.conn(r) {
+            Some(c) => c.push(),
+            None => r != self.rank && !self.unmet(r) && matches!(self.connect(r), Ok(None)),
+        };
+        // All of them get on.
+        all.into_iter().map(|r| r as usize).filter(waits).count() > 0
+    }
+
     /// Some communicator has not left.
     pub fn in_use(&self) -> bool {
         self.live.load(Ordering::Relaxed) > 0
@@ -459,6 +477,10 @@ impl Fabric {
             Saying::Abort { code, text } => drop(l.abort.get_or_insert((from, code, text))),
             Saying::Bye => drop(l.left.insert(from)),
             Saying::Link { port, place } => drop(l.links.insert((from, port as u8), place)),
+            Saying::Whose { fingerprint } => l.asked.push((from, fingerprint)),
+            Saying::Mine { fingerprint, seq, text } => {
+                drop(l.owned.insert((from, fingerprint), (seq, text)));
+            }
             Saying::Vote { round, ranks } => l.votes.push((from, round, ranks)),
         }
         drop(l);
@@ -570,7 +592,8 @@ impl Left {
 static REMAINS: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 /// Ends a communicator that has said goodbye. The last one of its family stays until the peers in other
-/// processes have done the same, because its process may end next: `patient` says whether to wait for that.
+/// processes have done the same, because its process may end next: `patient` says whether to wait for that, or only
+/// for those that have to be told of a failure.
 pub fn leave(remains: Remains, patient: bool) {
     let fabric = remains.fabric.clone();
     let ctx = remains.ctx;
@@ -582,19 +605,18 @@ pub fn leave(remains: Remains, patient: bool) {
     drop(all);
     lock(&fabric.posts).partings.push(ctx);
     let last = fabric.live.fetch_sub(1, Ordering::Relaxed) == 1;
-    let until = Instant::now() + LEAVE;
+    let until = Instant::now() + if patient { LEAVE } else { FAREWELL };
     loop {
         fabric.pump();
         fabric.listen();
-        if !last || !patient {
-            break;
-        }
         // A peer may still read our last message from memory that we are about to free, and closing a
         // TCP connection with something unread would cut off what is under way to the peer.
         let ours = |l: &&Left| Arc::ptr_eq(&l.fabric, &fabric);
-        let waits = lock(&REMAINS).iter().filter(ours).any(|l| l.remains.values().any(|r| !r.settled(true)));
-        let unsent = fabric.connected().any(|c| !c.dead() && !c.inside && c.unsent());
-        if (!waits && !unsent) || Instant::now() > until {
+        let waits =
+            || lock(&REMAINS).iter().filter(ours).any(|l| l.remains.values().any(|r| !r.settled(true)));
+        let unsent = || fabric.connected().any(|c| !c.dead() && !c.inside && c.unsent());
+        let stay = last && if patient { waits() || unsent() } else { fabric.untold() };
+        if !stay || Instant::now() > until {
             break;
         }
         std::thread::sleep(Duration::from_micros(200));

@@ -21,6 +21,10 @@ pub enum Saying {
     /// "Our links on this port are there": an offset in the sender's arena, or the first number on a TCP
     /// connection.
     Link { port: u32, place: u64 },
+    /// "A message of yours with this fingerprint is in my way: of which call is it?"
+    Whose { fingerprint: u32 },
+    /// "Of this one of mine."
+    Mine { fingerprint: u32, seq: u32, text: String },
     /// Part of an agreement between the survivors of a failure.
     Vote { round: u32, ranks: Vec<u32> },
 }
@@ -42,6 +46,10 @@ impl Word {
             Saying::Vote { round, ranks } => {
                 let ranks = &ranks[..ranks.len().min(WORD_MAX / 4)];
                 (5, *round, ranks.iter().flat_map(|r| r.to_le_bytes()).collect())
+            }
+            Saying::Whose { fingerprint } => (6, *fingerprint, Vec::new()),
+            Saying::Mine { fingerprint, seq, text } => {
+                (7, *fingerprint, [&seq.to_le_bytes()[..], &cut(text)].concat())
             }
         };
         let mut b = Vec::with_capacity(HEAD + body.len());
@@ -77,7 +85,7 @@ impl Words {
         let b = self.bytes.make_contiguous();
         let len = usize::from(u16::from_le_bytes([b[0], b[1]]));
         let kind = b[2];
-        if len > WORD_MAX || !(1..=5).contains(&kind) {
+        if len > WORD_MAX || !(1..=7).contains(&kind) {
             return Err(());
         }
         if b.len() < HEAD + len {
@@ -86,12 +94,18 @@ impl Words {
         let n = u32::from_le_bytes(b[3..7].try_into().map_err(drop)?);
         let ctx = u64::from_le_bytes(b[7..15].try_into().map_err(drop)?);
         let body = &b[HEAD..HEAD + len];
-        let text = || String::from_utf8_lossy(body).into_owned();
+        let text_of = |body: &[u8]| String::from_utf8_lossy(body).into_owned();
+        let text = || text_of(body);
         let saying = match kind {
             1 => Saying::Call { seq: n, text: text() },
             2 => Saying::Abort { code: n as i32, text: text() },
             3 => Saying::Bye,
             4 => Saying::Link { port: n, place: u64::from_le_bytes(body.try_into().map_err(drop)?) },
+            6 => Saying::Whose { fingerprint: n },
+            7 => {
+                let (seq, text) = body.split_first_chunk().ok_or(())?;
+                Saying::Mine { fingerprint: n, seq: u32::from_le_bytes(*seq), text: text_of(text) }
+            }
             _ => {
                 if !body.len().is_multiple_of(4) {
                     return Err(());
@@ -119,7 +133,7 @@ pub fn feed(data: &[u8]) {
                     // What one says the other hears, but for bytes that are no text.
                     let mut again = Words::default();
                     again.add(&word.encode());
-                    let text = matches!(&word.saying, Saying::Call { text, .. } | Saying::Abort { text, .. } if text.contains('\u{fffd}') || text.len() > TEXT_MAX);
+                    let text = matches!(&word.saying, Saying::Call { text, .. } | Saying::Abort { text, .. } | Saying::Mine { text, .. } if text.contains('\u{fffd}') || text.len() > TEXT_MAX);
                     match again.next() {
                         Ok(Some(heard)) => assert!(text || heard == word, "{word:?}, {heard:?}"),
                         other => panic!("{word:?}, {other:?}"),
@@ -144,6 +158,8 @@ mod tests {
             Saying::Link { port: 3, place: 1 << 40 },
             Saying::Vote { round: 2, ranks: vec![0, 7, 5] },
             Saying::Vote { round: 3, ranks: vec![] },
+            Saying::Whose { fingerprint: 0xffff_fffe },
+            Saying::Mine { fingerprint: 9, seq: u32::MAX, text: "barrier".into() },
         ]
         .map(|saying| Word { ctx: 0x1234_5678_9abc_def0, saying });
         let bytes: Vec<u8> = said.iter().flat_map(Word::encode).collect();
@@ -163,6 +179,12 @@ mod tests {
         assert!(w.next().is_err());
         let mut short = Word { ctx: 1, saying: Saying::Link { port: 0, place: 0 } }.encode();
         short[0] = 7;
+        let mut w = Words::default();
+        w.add(&short);
+        assert!(w.next().is_err());
+        let mut short =
+            Word { ctx: 1, saying: Saying::Mine { fingerprint: 0, seq: 0, text: "".into() } }.encode();
+        short[0] = 3;
         let mut w = Words::default();
         w.add(&short);
         assert!(w.next().is_err());

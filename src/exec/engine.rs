@@ -374,6 +374,7 @@ impl Operands {
     ) -> Step {
         let args = &lane.args[op.arg as usize..];
         let (from, len) = l.tiling.span(place, op.at, op.len);
+        let fp = l.fp ^ place.mark;
         let local = |a: &BoundArg| match a.kind {
             ArgKind::In => l.input.wrapping_add(place.input.wrapping_add(from)) as *mut u8,
             ArgKind::Out => l.output.wrapping_add(place.output.wrapping_add(from)),
@@ -394,20 +395,20 @@ impl Operands {
                         return wait(link, n);
                     }
                     // SAFETY: the span is the caller's; the algorithm is proved safe by reference.
-                    unsafe { link.send_ref(p, len, l.fp) };
+                    unsafe { link.send_ref(p, len, fp) };
                     return Step::Fired;
                 }
                 let Some(slot) = link.send_slot(len) else { return wait(link, n) };
                 // SAFETY: slot and span are `len` bytes long and apart.
                 unsafe { reduce::copy(slot, p, len, false) };
-                link.commit(len, l.fp);
+                link.commit(len, fp);
                 Step::Fired
             }
             Form::Store => {
                 let (src, dst) = (&args[0], &args[1]);
                 let (to, n) = (local(dst), src.link + way);
                 let link = &mut links[n as usize];
-                match link.recv(len, l.fp) {
+                match link.recv(len, fp) {
                     Recv::Ready(p) => {
                         if !std::ptr::eq(p, to) {
                             // SAFETY: both are `len` bytes long; a message never overlaps the output partially.
@@ -430,7 +431,7 @@ impl Operands {
                 let to = local(&args[2]);
                 let n = if a.kind == ArgKind::Recv { a.link } else { b.link } + way;
                 let link = &mut links[n as usize];
-                let message = match link.recv(len, l.fp) {
+                let message = match link.recv(len, fp) {
                     Recv::Ready(p) => p.cast_const(),
                     Recv::Pending => return Step::Wait(n),
                     Recv::Fault => return Step::Fault(n),
@@ -445,9 +446,9 @@ impl Operands {
                 Step::Fired
             }
             // SAFETY: the caller's promise.
-            Form::General => unsafe { self.general(l, links, args, op, way, len, &local, stream) },
+            Form::General => unsafe { self.general(l, links, args, op, (way, fp), len, &local, stream) },
             // SAFETY: the caller's promise.
-            Form::Packed => unsafe { self.packed(l, links, args, op, way, (place, from, len), &local) },
+            Form::Packed => unsafe { self.packed(l, links, args, op, (way, fp), (place, from, len), &local) },
         }
     }
 
@@ -456,17 +457,16 @@ impl Operands {
     #[inline(always)]
     fn find(
         &mut self,
-        l: &Launch,
         links: &mut [AnyLink],
         (srcs, locals): (&[BoundArg], &[BoundArg]),
-        way: u32,
+        (way, fp): (u32, u32),
         bytes: &impl Fn(&BoundArg) -> usize,
         local: &impl Fn(&BoundArg) -> *mut u8,
     ) -> Option<Step> {
         for (i, a) in srcs.iter().enumerate() {
             self.srcs[i] = if a.kind == ArgKind::Recv {
                 let n = a.link + way;
-                match links[n as usize].recv(bytes(a), l.fp) {
+                match links[n as usize].recv(bytes(a), fp) {
                     Recv::Ready(p) => p,
                     Recv::Pending => return Some(Step::Wait(n)),
                     Recv::Fault => return Some(Step::Fault(n)),
@@ -492,7 +492,7 @@ impl Operands {
         links: &mut [AnyLink],
         args: &[BoundArg],
         op: &BoundOp,
-        way: u32,
+        (way, fp): (u32, u32),
         len: usize,
         local: &impl Fn(&BoundArg) -> *mut u8,
         stream: bool,
@@ -500,7 +500,7 @@ impl Operands {
         let (nsrc, nlocal, nsend) = (op.nsrc as usize, op.nlocal as usize, op.nsend as usize);
         let (srcs, rest) = args.split_at(nsrc);
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
-        if let Some(stop) = self.find(l, links, (srcs, locals), way, &|_| len, local) {
+        if let Some(stop) = self.find(links, (srcs, locals), (way, fp), &|_| len, local) {
             return stop;
         }
         // A local span that is itself the message.
@@ -558,8 +558,8 @@ impl Operands {
             let link = &mut links[(a.link + way) as usize];
             match lent(link, a) {
                 // SAFETY: as in `step`.
-                Some(p) => unsafe { link.send_ref(p, len, l.fp) },
-                None => link.commit(len, l.fp),
+                Some(p) => unsafe { link.send_ref(p, len, fp) },
+                None => link.commit(len, fp),
             }
         }
         Step::Fired
@@ -578,7 +578,7 @@ impl Operands {
         links: &mut [AnyLink],
         args: &[BoundArg],
         op: &BoundOp,
-        way: u32,
+        (way, fp): (u32, u32),
         (place, from, len): (&Place, usize, usize),
         local: &impl Fn(&BoundArg) -> *mut u8,
     ) -> Step {
@@ -588,7 +588,7 @@ impl Operands {
         let (locals, sends) = rest[..nlocal + nsend].split_at(nlocal);
         let (count, short) = (len / l.esize, pack.wire.bytes(len / l.esize));
         let bytes = |a: &BoundArg| if a.packed { short } else { len };
-        if let Some(stop) = self.find(l, links, (srcs, locals), way, &bytes, local) {
+        if let Some(stop) = self.find(links, (srcs, locals), (way, fp), &bytes, local) {
             return stop;
         }
         for (i, a) in sends.iter().enumerate() {
@@ -630,7 +630,7 @@ impl Operands {
             return Step::Fault(n);
         }
         for a in sends {
-            links[(a.link + way) as usize].commit(bytes(a), l.fp);
+            links[(a.link + way) as usize].commit(bytes(a), fp);
         }
         Step::Fired
     }

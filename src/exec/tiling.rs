@@ -18,6 +18,9 @@ pub struct BlockSpan {
     /// Where the block begins in the caller's buffers, in bytes; anything where it is not there.
     pub input: usize,
     pub output: usize,
+    /// Goes into the fingerprint of the block's messages: what its sender and its receiver must say alike,
+    /// where no other rank knows it.
+    pub mark: u32,
 }
 
 /// Where a block's chunks lie in one tile: all that an op needs to find its operands.
@@ -27,6 +30,8 @@ pub(super) struct Place {
     pub input: usize,
     pub output: usize,
     pub scratch: usize,
+    /// That of the block.
+    pub mark: u32,
     /// Where the tile's table begins.
     table: usize,
 }
@@ -55,6 +60,7 @@ struct Block {
     input: usize,
     output: usize,
     scratch: usize,
+    mark: u32,
 }
 
 /// A call's blocks cut into tiles and chunks, in bytes.
@@ -129,7 +135,8 @@ impl Tiling {
                 t.shapes.len() as u32 - 1
             });
             let scratch = t.scratch;
-            t.blocks.push(Block { tiles: s.tiles, shape, input: s.input, output: s.output, scratch });
+            let BlockSpan { tiles, input, output, mark, .. } = *s;
+            t.blocks.push(Block { tiles, shape, input, output, scratch, mark });
             if s.tiles > 0 {
                 let largest = t.shapes[shape as usize].largest;
                 t.scratch = t.scratch.saturating_add(largest.saturating_add(LINE - 1) / LINE * LINE);
@@ -172,7 +179,7 @@ impl Tiling {
         let b = &self.blocks[block as usize];
         let (start, table) = self.shapes[b.shape as usize].tile(tile);
         let (input, output) = (b.input.wrapping_add(start), b.output.wrapping_add(start));
-        Place { input, output, scratch: b.scratch, table }
+        Place { input, output, scratch: b.scratch, mark: b.mark, table }
     }
 
     /// Byte offset and length, from a place's begin, of `len` chunks from chunk `at`.

@@ -12,7 +12,7 @@ fn boundaries(n: usize, parts: usize, unit: usize) -> Vec<usize> {
 }
 
 fn block(count: usize, tiles: u32) -> BlockSpan {
-    BlockSpan { count, tiles, input: 0, output: 0 }
+    BlockSpan { count, tiles, ..BlockSpan::default() }
 }
 
 /// Chunk boundaries of a block in a tile, from the block's begin; and the block's begin.
@@ -126,6 +126,7 @@ fn blocks_have_their_own_tiles_and_places() {
                     tiles: if one { 1 } else { below(6) as u32 },
                     input: below(100_000) as usize,
                     output: below(100_000) as usize,
+                    mark: 0,
                 }
             })
             .collect();
@@ -159,7 +160,7 @@ fn huge_counts_and_many_tiles() {
 
 #[test]
 fn offsets_of_absent_blocks_may_be_anything() {
-    let t = Tiling::new(&[BlockSpan { count: 100, tiles: 3, input: usize::MAX, output: 64 }], 8, 1);
+    let t = Tiling::new(&[BlockSpan { count: 100, tiles: 3, input: usize::MAX, output: 64, mark: 0 }], 8, 1);
     assert_eq!(t.place(0, 2).output, 64 + 8 * 64);
 }
 

@@ -273,7 +273,7 @@ impl Part {
             .iter()
             .map(|&b| {
                 let (b, Size { count, tiles }) = (b as usize, call.blocks[b as usize]);
-                BlockSpan { count, tiles, input: input.offset(b), output: output.offset(b) }
+                BlockSpan { count, tiles, input: input.offset(b), output: output.offset(b), mark: b as u32 }
             })
             .collect();
         let tiling = Tiling::new(&spans, size, program.chunks);

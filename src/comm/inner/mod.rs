@@ -585,7 +585,7 @@ fn launch<'a>(p: &'a Prepared, buffers: &Buffers, seq: u32, scratch: *mut u8, sp
         scratch_stride: [p.image, p.images],
         divide: p.divide,
         spin,
-        fp: p.print ^ seq.wrapping_mul(0x9e37_79b1),
+        fp: p.fingerprint(seq),
         stream: p.output >= stream_min,
         // In place a peer writes its reply into our buffer, where the reply belongs. Apart, it would
         // write into the caller's input; and lines of an input that are only read cost their

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::PlanInfo;
 
-use super::super::call::{Fit, Key, QUICK, Verb, Work};
+use super::super::call::{Fit, Key, QUICK, Verb, Work, fnv, mark};
 use super::super::config::Config;
 use super::super::fabric::{Conn, Data, WAYS_MAX, WIDE, ways_of};
 use super::super::warm;
@@ -94,6 +94,14 @@ pub struct Plan {
     pub(super) record: record::Plan,
 }
 
+impl Prepared {
+    /// The fingerprint of a call.
+    #[inline]
+    pub(super) fn fingerprint(&self, seq: u32) -> u32 {
+        self.print ^ seq.wrapping_mul(0x9e37_79b1)
+    }
+}
+
 impl Plan {
     /// The ranks and ports that it needs links to, sorted.
     pub(super) fn ends(&self) -> Vec<(u32, u8)> {
@@ -142,9 +150,11 @@ impl Inner {
             let table = self.config.profile.as_ref()?;
             table.choose(collective, &self.layout, bytes?)
         };
+        // A rank between the two that know how long a block is would not know it.
+        let fits = |a: &Algorithm| bytes.is_some() || !collective.rooted() || !a.hierarchical;
         let choice = match (self.forced, named(&self.config, collective)) {
-            (Some(c), _) if c.algorithm.collective == collective => c,
-            (_, Some(a)) => tune::forced(&self.layout, a),
+            (Some(c), _) if c.algorithm.collective == collective && fits(c.algorithm) => c,
+            (_, Some(a)) if fits(a) => tune::forced(&self.layout, a),
             _ => frozen().unwrap_or_else(|| tune::choose(collective, &self.layout, bytes)),
         };
         if !self.config.deterministic || !collective.reduces() || self.canonical(key, choice.algorithm) {
@@ -455,27 +465,35 @@ impl Inner {
         let tiles = |count: usize| tune::tiles(count * size, route.program.chunks, plan.longest, room);
         let root = key.root as usize;
         let even = if work.each.is_none() { tiles(key.count) } else { 0 };
+        let two = work.between_two();
+        let mark = |count: usize| if two { mark(count, key.dtype) } else { 0 };
         let spans: Vec<BlockSpan> = route
             .bound
             .blocks()
             .iter()
             .map(|&b| {
                 let Some(c) = key.verb.collective() else {
-                    return BlockSpan { count: key.count, tiles: even, input: 0, output: 0 };
+                    return BlockSpan {
+                        count: key.count,
+                        tiles: even,
+                        input: 0,
+                        output: 0,
+                        mark: mark(key.count),
+                    };
                 };
                 let b = b as usize;
                 let (sent, got) = (c.sent(n, root, self.rank, b), c.received(n, root, self.rank, b));
                 match &work.each {
                     None => {
                         let at = |i: Option<usize>| i.unwrap_or(0) * key.count * size;
-                        BlockSpan { count: key.count, tiles: even, input: at(sent), output: at(got) }
+                        BlockSpan { count: key.count, tiles: even, input: at(sent), output: at(got), mark: 0 }
                     }
                     Some(each) => {
                         let (sent, got) = (sent.map(|i| each.send[i]), got.map(|i| each.recv[i]));
                         let count = sent.or(got).map_or(0, |e| e.count);
                         let at = |e: Option<crate::Extent>| e.map_or(0, |e| e.at * size);
                         let tiles = if count == 0 { 0 } else { tiles(count) };
-                        BlockSpan { count, tiles, input: at(sent), output: at(got) }
+                        BlockSpan { count, tiles, input: at(sent), output: at(got), mark: mark(count) }
                     }
                 }
             })
@@ -504,11 +522,11 @@ impl Inner {
         };
         // A send's receiver says something else.
         let what = match key.verb {
-            Verb::Send | Verb::Recv => format!("point {} {:?}", key.count, key.dtype),
+            Verb::Send | Verb::Recv => "point".into(),
             _ => format!("{} {:?}", work.text(), key.op),
         };
         let RouteKey { algorithm, ways, .. } = plan.key;
-        let tiles = if work.each.is_none() { even } else { 0 };
+        let tiles = if two { 0 } else { even };
         let text = format!("{what} {algorithm} {tiles} {ways} {}", self.config.deterministic);
         Prepared {
             key: *key,
@@ -546,9 +564,4 @@ fn point_program(send: bool, peer: u32) -> Program {
     };
     let ops = vec![Op { at: 0, len: 1, arg: 0, nsrc: 1, ndst: 1, complete: false }];
     Program { lanes: vec![Lane { ops, args, peers: vec![peer] }], blocks: 1, chunks: 1, scratch: 0 }
-}
-
-/// FNV-1a.
-fn fnv(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::call::{Key, marked};
 use super::super::fabric::Gone;
 use super::super::words::Saying;
 use crate::exec::Blocked;
@@ -23,6 +24,8 @@ const CHECK: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_secs(1);
 /// How long the calls of other ranks may take to come in once ranks are known to disagree.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Calls before the last one of which messages may still be under way.
+const RECENT: u32 = 64;
 /// How long the cause of a broken connection may take to go round.
 const RUMOUR: Duration = Duration::from_millis(100);
 
@@ -137,8 +140,27 @@ impl Inner {
         Ok(())
     }
 
+    /// Tells the ranks that have asked of which call a message of ours is.
+    fn answer(&self) {
+        let asked = std::mem::take(&mut self.post.open().asked);
+        for (member, fingerprint) in asked {
+            // Later calls first. Uneven ones are not kept: their messages say themselves what they are.
+            let found = (0..RECENT).map(|i| self.seq.wrapping_sub(i)).find_map(|seq| {
+                let collectives = self.prepared.iter().filter(|p| p.key.verb.collective().is_some());
+                let mut of_it = collectives.filter(|p| p.fingerprint(seq) == fingerprint);
+                Some((seq, of_it.next()?.key.text()))
+            });
+            if let Some((seq, text)) = found
+                && let Some(c) = self.fabric.conn(member)
+            {
+                c.tell(&self.word(Saying::Mine { fingerprint, seq, text }));
+            }
+        }
+    }
+
     /// One task that stands still.
     fn look(&mut self, task: &mut Task, now: Instant) -> Result<()> {
+        self.answer();
         let since = *task.watch.since.get_or_insert(now);
         let waited = now - since;
         self.show(task, waited);
@@ -164,7 +186,7 @@ impl Inner {
                 task.watch.told = true;
                 self.tell(Saying::Call { seq: task.seq, text: task.work.text() });
             }
-            self.compare(task, None, now)?;
+            self.compare(task, now)?;
         }
         if waited > self.config.timeout {
             if let Stage::Connecting(_) = task.stage {
@@ -235,29 +257,38 @@ impl Inner {
 
     /// A link is broken, or its message belongs to another call.
     fn fault(&mut self, task: &mut Task, b: Blocked, now: Instant) -> Result<()> {
+        let first = task.watch.fault.is_none();
         let since = *task.watch.fault.get_or_insert(now);
         let rank = self.owner[b.link as usize] as usize;
         let who = position(task);
         match self.links[b.link as usize].fault() {
-            Some(Fault::Fingerprint { .. }) => {
-                // The peer will find the same, or is told now; its answer says what it called.
-                if !task.watch.told {
+            Some(Fault::Fingerprint { got }) => {
+                let member = self.members[rank] as usize;
+                // The peer will find the same, or is told now. It may have gone on since, and what it calls by now
+                // is not the reason then: so it is asked.
+                if first {
                     task.watch.told = true;
                     self.tell(Saying::Call { seq: task.seq, text: task.work.text() });
+                    if let Some(c) = self.fabric.conn(member) {
+                        c.tell(&self.word(Saying::Whose { fingerprint: got }));
+                    }
                 }
-                self.compare(task, Some(rank), now)?;
+                let owned = self.post.open().owned.get(&(member, got)).cloned();
+                if let Some((seq, text)) = owned {
+                    if seq != task.seq || task.work.key.verb.collective().is_none() {
+                        return Err(mismatch(format!(
+                            "this rank's call {} is {}, and gets a message of rank {rank}'s call {seq}, {text}",
+                            task.seq,
+                            task.work.text()
+                        )));
+                    }
+                    self.post.open().calls.insert(member, (seq, text));
+                }
+                self.compare(task, now)?;
                 if now - since > LONG || self.gone(rank as u32).is_some() {
-                    return Err(mismatch(format!(
-                        "rank {rank} sent a message of another call than this rank's call {}, {}",
-                        task.seq,
-                        task.work.text()
-                    )));
+                    return Err(mismatch(stray(task, rank, got)));
                 }
                 Ok(())
-            }
-            Some(Fault::Length { got }) if task.work.each.is_some() => {
-                Err(mismatch(format!("rank {rank} sent {got} bytes of a block that has another count here"))
-                    .who(who))
             }
             Some(Fault::Length { got }) => Err(Error::internal(format!(
                 "rank {rank} sent a message of {got} bytes, another length was expected"
@@ -277,19 +308,10 @@ impl Inner {
         }
     }
 
-    /// An error once it is known which ranks call something else (`with`: that rank, whatever its number).
-    fn compare(&self, task: &mut Task, with: Option<usize>, now: Instant) -> Result<()> {
+    /// An error once it is known which ranks call something else.
+    fn compare(&self, task: &mut Task, now: Instant) -> Result<()> {
         let own = task.work.text();
         let letters = self.post.open();
-        if let Some(rank) = with
-            && let Some((seq, text)) = letters.calls.get(&(self.members[rank] as usize))
-            && (*seq != task.seq || task.work.key.verb.collective().is_none())
-        {
-            return Err(mismatch(format!(
-                "this rank's call {} is {own}, rank {rank}'s call {seq} is {text}",
-                task.seq
-            )));
-        }
         if task.work.key.verb.collective().is_none() {
             return Ok(());
         }
@@ -410,6 +432,23 @@ pub(super) fn placed(mut e: Error, task: &Task) -> Error {
 /// What call a task is, and where in it.
 fn position(task: &Task) -> String {
     format!("call {}: {}, {}", task.seq, task.work.text(), place(task)).trim_end_matches(", ").into()
+}
+
+/// A message from `rank` with a fingerprint that is not the task's.
+fn stray(task: &Task, rank: usize, got: u32) -> String {
+    let own = format!("call {}, {}", task.seq, task.work.text());
+    if let Stage::Running { prepared, .. } = &task.stage
+        && task.work.between_two()
+        && let Some(sent) = marked(got ^ prepared.fingerprint(task.seq))
+    {
+        let Key { dtype, .. } = task.work.key;
+        let expected = task.work.expects(rank);
+        return format!(
+            "rank {rank} sent {sent} where this rank's {own}, expects {expected} {} of it (if rank {rank} called the same)",
+            dtype.name()
+        );
+    }
+    format!("rank {rank} sent a message of another call than this rank's {own}")
 }
 
 /// Where in its call a task is; empty if that says nothing.
