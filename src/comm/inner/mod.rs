@@ -13,6 +13,8 @@
 
 mod prepare;
 mod trouble;
+#[cfg(test)]
+mod trouble_tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,6 +115,9 @@ pub struct Inner {
     /// Calls that are over and whose waiters have not been told.
     pub finished: Vec<(Arc<Done>, Result<()>)>,
     pub failed: Option<Error>,
+    failed_at: Option<Instant>,
+    /// Links whose peers may be writing into the memory of calls that failed, which have not ended therefore.
+    written: Vec<u32>,
     /// How calls of its collective are done, whatever else would be chosen.
     forced: Option<Choice>,
     checked: Option<Instant>,
@@ -237,6 +242,8 @@ impl Inner {
             side: VecDeque::new(),
             finished: Vec::new(),
             failed: None,
+            failed_at: None,
+            written: Vec::new(),
             forced: None,
             checked: None,
             splits: 0,
@@ -272,9 +279,9 @@ impl Inner {
         true
     }
 
-    /// No call is under way.
+    /// No call is under way, and no peer writes for one that a panic has ended.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.side.is_empty()
+        self.queue.is_empty() && self.side.is_empty() && self.written.is_empty()
     }
 
     // ---- calls ----
@@ -370,6 +377,10 @@ impl Inner {
     pub fn advance(&mut self, abort: &AtomicBool) -> bool {
         if self.is_idle() {
             return false;
+        }
+        if self.failed.is_some() {
+            self.fabric.listen();
+            return self.settle();
         }
         let mut moved = false;
         let mut pumped = false;
