@@ -40,8 +40,7 @@ use crate::{Error, Result};
 
 pub use prepare::Prepared;
 use prepare::{Plan, Route, RouteKey};
-use trouble::Watch;
-use trouble::placed;
+use trouble::{Checked, Watch, placed};
 pub use trouble::{aborted, after_failure, panicked};
 
 /// Outputs from this size on are stored past the caches when not in place: they exceed L2. In place too, where
@@ -120,7 +119,7 @@ pub struct Inner {
     written: Vec<u32>,
     /// How calls of its collective are done, whatever else would be chosen.
     forced: Option<Choice>,
-    checked: Option<Instant>,
+    checked: Option<Checked>,
     /// Splits and shrinks of this one that were called. Apart: ranks may meet a failure after different
     /// numbers of splits, and must agree about shrinks then.
     pub splits: u32,
@@ -395,10 +394,10 @@ impl Inner {
         if result.is_ok() {
             if abort.load(Ordering::Relaxed) {
                 result = Err(aborted(self.position()));
-            } else if moved {
+            } else if self.is_idle() {
                 self.checked = None;
             } else {
-                result = self.check();
+                result = self.check(moved);
             }
         }
         if let Err(e) = result {

@@ -15,8 +15,10 @@ use crate::{Code, Error, Result};
 use super::prepare::Plan;
 use super::{Inner, Stage, Task, guarded};
 
-/// Between looks at the clock, the words and the abort flag while nothing moves.
+/// Between looks at the words and the deadlines while nothing moves.
 const CHECK: Duration = Duration::from_millis(1);
+/// The same while some calls move: others may stand still.
+const CHECK_MOVING: Duration = Duration::from_millis(10);
 /// A wait this long makes ranks compare their calls.
 const LONG: Duration = Duration::from_secs(1);
 /// How long the calls of other ranks may take to come in once ranks are known to disagree.
@@ -34,6 +36,12 @@ pub struct Watch {
     pub(super) fault: Option<Instant>,
     pub(super) disagree: Option<Instant>,
     pub(super) passes: u32,
+}
+
+/// While calls are under way: since when nothing moves, or it was looked why; and the last look.
+pub struct Checked {
+    still: Instant,
+    looked: Instant,
 }
 
 impl Inner {
@@ -103,14 +111,18 @@ impl Inner {
         }
     }
 
-    /// Looks at everything that may end a wait with an error.
-    pub(super) fn check(&mut self) -> Result<()> {
+    /// Looks at everything that may end a wait with an error. `moved`: some call has moved, if not all.
+    pub(super) fn check(&mut self, moved: bool) -> Result<()> {
         let now = Instant::now();
+        let last = self.checked.get_or_insert(Checked { still: now, looked: now });
+        if moved {
+            last.still = now;
+        }
         // Not at once: most waits are shorter than a look at all peers.
-        if now - *self.checked.get_or_insert(now) < CHECK {
+        if now - last.still < CHECK && now - last.looked < CHECK_MOVING {
             return Ok(());
         }
-        self.checked = Some(now);
+        *last = Checked { still: now, looked: now };
         // Words also come over connections that these calls do not use.
         self.fabric.pump();
         self.fabric.listen();
@@ -139,7 +151,10 @@ impl Inner {
     fn look(&mut self, task: &mut Task, now: Instant) -> Result<()> {
         let since = *task.watch.since.get_or_insert(now);
         let waited = now - since;
-        self.show(task, waited);
+        // It may just have moved, beside others.
+        if !waited.is_zero() {
+            self.show(task, waited);
+        }
         if let Stage::Running { engine, .. } = &task.stage {
             if let Some(b) = engine.blocked().iter().find(|b| b.fault).copied() {
                 return self.fault(task, b, now);

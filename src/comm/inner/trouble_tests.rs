@@ -1,7 +1,10 @@
-//! Failures while a peer stands still in the middle of something.
+//! Failures while a peer stands still in the middle of something, and calls that stand still beside others.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use super::super::call::{Verb, Work};
 use super::super::{Communicator, Config, Request, TransportChoice};
 use super::{Inner, panicked};
 use crate::schedule::Collective;
@@ -142,4 +145,41 @@ fn a_panic_in_the_middle_of_writing_holds_nobody_up() {
     assert!(link(&s.ranks[1], |l| l.unwind()));
     inner(&s.ranks[1], |inner| inner.fail(&panicked()));
     s.ends();
+}
+
+/// A call of three ranks, one of which does not make it, while the other two send to each other: every time that somebody
+/// drives them something moves.
+#[test]
+fn a_call_that_stands_still_is_seen_beside_others_that_move() {
+    let all = ranks(3, 1);
+    let mut data = vec![[1.0f32; N]; 3];
+    let p: Vec<*mut u8> = data.iter_mut().map(|d| d.as_mut_ptr().cast()).collect();
+    let first: Vec<Request> = (0..3).map(|r| start(&all[r], p[r])).collect();
+    first.iter().for_each(|call| call.wait().unwrap());
+    let (mut word, abort) = (7u32, AtomicBool::new(false));
+    let at = (&raw mut word).cast();
+    let point = |verb, peer, rank| Work::point(verb, at, 1, DataType::U32, peer, rank, 3).unwrap();
+    // SAFETY: the word stays until both are over.
+    let ends =
+        unsafe { [all[0].start_send(at, 1, DataType::U32, 1), all[1].start_recv(at, 1, DataType::U32, 0)] };
+    ends.into_iter().for_each(|end| end.unwrap().wait().unwrap());
+    let calls = [start(&all[0], p[0]), start(&all[1], p[1])];
+    let since = Instant::now();
+    inner(&all[0], |from| {
+        inner(&all[1], |to| {
+            while from.failed.is_none() && to.failed.is_none() {
+                assert!(since.elapsed() < Duration::from_secs(5), "not seen");
+                from.enqueue(point(Verb::Send, 1, 0), Arc::default());
+                assert!(from.advance(&abort));
+                to.enqueue(point(Verb::Recv, 0, 1), Arc::default());
+                assert!(to.advance(&abort));
+            }
+        });
+    });
+    let took = since.elapsed();
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(2), "{took:?}");
+    for call in calls {
+        let e = call.wait().unwrap_err();
+        assert!(e.code == Code::Timeout && e.to_string().contains("all_reduce"), "{e}");
+    }
 }
