@@ -631,8 +631,8 @@ graccl_result_t graccl_comm_size(const graccl_comm_t *comm, int *size);
  * @return GRACCL_SUCCESS; GRACCL_INVALID_USAGE (destroyed before).
  *
  * Memory from graccl_mem_alloc is not freed. Calls that were started and are not over (graccl_request_t)
- * are waited for: call graccl_comm_abort before if they shall not be. Their requests stay, and must
- * still be ended.
+ * are waited for: call graccl_comm_abort before if they shall not be, but for what it says. Their requests
+ * stay, and must still be ended.
  *
  * Thread-safety: may be called by any thread at any time, but not in a callback. Other threads' blocking
  * calls on comm are aborted as by graccl_comm_abort, and have returned when this returns.
@@ -641,8 +641,8 @@ graccl_result_t graccl_comm_destroy(graccl_comm_t *comm);
 
 /**
  * Fails the calls under way on the communicator and all later ones with GRACCL_ABORTED, here and, as
- * soon as they hear of it, on the other ranks. Does not wait. The communicator must still be
- * destroyed (unlike with ncclCommAbort).
+ * soon as they hear of it, on the other ranks. Does not wait; but a call whose memory another rank writes to
+ * just then is over when that is. The communicator must still be destroyed (unlike with ncclCommAbort).
  *
  * @param comm The communicator.
  * @return GRACCL_SUCCESS; GRACCL_INVALID_ARGUMENT (NULL); GRACCL_INVALID_USAGE (destroyed).

@@ -5,10 +5,9 @@ mod common;
 
 use std::io::Write;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Ended, Fault, Job, case, join, report, report_error, say, skip, sum_f32, try_join};
+use common::{Ended, Fault, Job, can_unshare, case, join, report, report_error, say, sum_f32, try_join};
 use graccl::{Code, Communicator, Config, DataType, RedOp, UniqueId, memory};
 
 /// How soon survivors must know of a death. Noticing takes milliseconds; the rest is for a machine that
@@ -515,65 +514,6 @@ fn abort_between_calls() {
     }
 }
 
-/// A rank that is stopped while it writes a result into the memory of another one, which gives the call up: that one
-/// has its memory back for good, whenever the first goes on.
-#[test]
-fn nothing_is_written_after_a_call_was_given_up() {
-    const N: usize = 4 << 20;
-    if case().is_some() {
-        let c = join();
-        let p = memory::alloc(4 * N).unwrap().cast::<f32>();
-        // SAFETY: it has room for them, and is ours.
-        let data = unsafe { std::slice::from_raw_parts_mut(p, N) };
-        sum_f32(&c, data).unwrap();
-        say("ready");
-        let (calls, over) = (AtomicU32::new(0), AtomicBool::new(false));
-        let failed = std::thread::scope(|s| {
-            if c.rank() == 0 {
-                s.spawn(|| {
-                    let (mut seen, mut since) = (0, Instant::now());
-                    while since.elapsed() < Duration::from_millis(300) && !over.load(Ordering::Relaxed) {
-                        let now = calls.load(Ordering::Relaxed);
-                        if now != seen {
-                            (seen, since) = (now, Instant::now());
-                        }
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                    c.abort();
-                });
-            }
-            let start = Instant::now();
-            loop {
-                calls.fetch_add(1, Ordering::Relaxed);
-                let end = sum_f32(&c, data);
-                if end.is_err() || start.elapsed() > Duration::from_secs(20) {
-                    over.store(true, Ordering::Relaxed);
-                    return end;
-                }
-            }
-        });
-        assert_eq!(failed.unwrap_err().code, Code::Aborted);
-        data.fill(7.0);
-        std::thread::sleep(Duration::from_millis(2000));
-        let changed = data.iter().filter(|&&x| x != 7.0).count();
-        return assert_eq!(changed, 0, "of {N} elements");
-    }
-    // Where a rank stands when it is stopped is chance; half of them write.
-    for late in [50, 57, 64, 71] {
-        let job = Job::new("nothing_is_written_after_a_call_was_given_up", 2)
-            .env("GRACCL_TRANSPORT", "shm")
-            .start();
-        (0..2).for_each(|r| job.await_line(r, "ready"));
-        std::thread::sleep(Duration::from_millis(late));
-        job.signal(1, libc::SIGSTOP);
-        std::thread::sleep(Duration::from_millis(1200));
-        job.signal(1, libc::SIGCONT);
-        for e in job.finish() {
-            assert!(e.status.success(), "{}", e.text);
-        }
-    }
-}
-
 #[test]
 fn a_stopped_rank_is_waited_for() {
     if case().is_some() {
@@ -613,15 +553,6 @@ fn a_stopped_rank_is_waited_for() {
 
 // ------------------------------------------------------------------------------------------------
 // Machines that lack something
-
-/// Whether `unshare` with these flags works here.
-fn can_unshare(flags: &str) -> bool {
-    let works = Command::new("unshare").args([flags, "true"]).output().is_ok_and(|o| o.status.success());
-    if !works {
-        skip(&format!("`unshare {flags}` is not allowed here"));
-    }
-    works
-}
 
 #[test]
 fn dev_shm_is_not_needed() {

@@ -145,6 +145,14 @@ impl Shared {
         self.size.load(Ordering::Relaxed)
     }
 
+    /// No call is under way.
+    fn idle(&self) -> bool {
+        match &*self.phase.lock() {
+            Phase::Ready(inner) => inner.is_idle(),
+            _ => true,
+        }
+    }
+
     /// It has its working part, unless it was dropped meanwhile.
     fn become_ready(self: &Arc<Self>, mut inner: Inner) {
         inner.me = Arc::downgrade(self);
@@ -331,12 +339,20 @@ impl Communicator {
         if group::active() || self.shared.abort.load(Ordering::Relaxed) {
             return None;
         }
+        // Dropped after the lock.
+        let returning = Returning(&self.shared);
         let mut phase = self.shared.phase.lock();
-        let Phase::Ready(inner) = &mut *phase else { return None };
-        let inner = Unwinding(inner);
-        // SAFETY: the caller's promise.
-        let ran = unsafe { inner.0.run_prepared(key, send, recv) };
-        std::mem::forget(inner);
+        let ran = match &mut *phase {
+            Phase::Ready(inner) => {
+                let inner = Unwinding(inner);
+                // SAFETY: the caller's promise.
+                let ran = unsafe { inner.0.run_prepared(key, send, recv) };
+                std::mem::forget(inner);
+                ran
+            }
+            _ => None,
+        };
+        std::mem::forget(returning);
         match ran? {
             None => Some(Ok(())),
             Some(done) => {
@@ -501,25 +517,26 @@ impl Communicator {
         self.end(true)
     }
 
-    fn end(&self, wait: bool) -> Result<()> {
+    /// `wait`: for the calls under way. Otherwise, and for those that others make meanwhile, they fail.
+    fn end(&self, mut wait: bool) -> Result<()> {
         let s = &self.shared;
-        if wait {
-            let idle = || match &*s.phase.lock() {
-                Phase::Ready(inner) => inner.is_idle(),
-                _ => true,
-            };
-            if !idle() {
-                drive::many(std::slice::from_ref(s), &mut || idle(), None);
+        let phase = loop {
+            let mut phase = s.phase.lock();
+            match &mut *phase {
+                Phase::Ready(inner) if !inner.is_idle() => {
+                    if !std::mem::take(&mut wait) {
+                        inner.fail(&inner::aborted(format!("rank {}", s.rank())));
+                    }
+                }
+                _ => break std::mem::replace(&mut *phase, Phase::Ended),
             }
-        }
-        let phase = std::mem::replace(&mut *s.phase.lock(), Phase::Ended);
+            drop(phase);
+            drive::many(std::slice::from_ref(s), &mut || s.idle(), None);
+        };
         match phase {
             Phase::Ready(mut inner) => {
                 warm::forget(s);
                 let failed = inner.failed.clone();
-                if !inner.is_idle() {
-                    inner.fail(&inner::aborted(format!("rank {}", s.rank())));
-                }
                 drive::deliver(std::mem::take(&mut inner.finished));
                 fabric::leave(inner.leave(), failed.is_none());
                 failed.map_or(Ok(()), Err)
@@ -599,6 +616,15 @@ struct Unwinding<'a>(&'a mut Inner);
 impl Drop for Unwinding<'_> {
     fn drop(&mut self) {
         self.0.fail(&inner::panicked());
+    }
+}
+
+/// Such a panic gives the buffers back to the caller: not before all peers have written what they write there.
+struct Returning<'a>(&'a Arc<Shared>);
+
+impl Drop for Returning<'_> {
+    fn drop(&mut self) {
+        drive::many(std::slice::from_ref(self.0), &mut || self.0.idle(), None);
     }
 }
 

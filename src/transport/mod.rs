@@ -112,10 +112,11 @@ pub trait Link {
     }
 
     /// The call under way is given up: from here on nothing refers to the caller's memory, or who reads it all
-    /// the same finds out before it uses what it has read. A peer that is writing there now is waited for, for as long as
-    /// `wait`, which is asked again and again, says so. After that it may still write there.
-    fn abandon(&mut self, wait: &mut dyn FnMut() -> bool) {
-        let _ = wait;
+    /// the same finds out before it uses what it has read. False while a peer writes its reply there: to be asked again.
+    /// `force`: not even that counts, and it may still write there.
+    fn abandon(&mut self, force: bool) -> bool {
+        let _ = force;
+        true
     }
 
     /// Largest message in bytes that `send_slot` takes.
@@ -212,8 +213,8 @@ impl Link for AnyLink {
     fn finish(&mut self) {
         forward!(self, l => l.finish())
     }
-    fn abandon(&mut self, wait: &mut dyn FnMut() -> bool) {
-        forward!(self, l => l.abandon(wait))
+    fn abandon(&mut self, force: bool) -> bool {
+        forward!(self, l => l.abandon(force))
     }
     fn capacity(&self) -> usize {
         forward!(self, l => l.capacity())

@@ -579,8 +579,10 @@ impl Link for ShmLink {
         true
     }
 
-    fn abandon(&mut self, wait: &mut dyn FnMut() -> bool) {
-        self.take_back(wait);
+    fn abandon(&mut self, force: bool) -> bool {
+        // Its own call may have ended in a panic, in the middle of writing.
+        self.disclaim();
+        self.take_back(force)
     }
 
     fn capacity(&self) -> usize {

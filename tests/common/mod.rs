@@ -63,6 +63,15 @@ pub fn skip(reason: &str) {
     }
 }
 
+/// Whether `unshare` with these flags works here.
+pub fn can_unshare(flags: &str) -> bool {
+    let works = Command::new("unshare").args([flags, "true"]).output().is_ok_and(|o| o.status.success());
+    if !works {
+        skip(&format!("`unshare {flags}` is not allowed here"));
+    }
+    works
+}
+
 /// Abstract names of graccl's at which these processes listen.
 pub fn unix_listeners(pids: &[u32]) -> Vec<String> {
     let mut inodes = std::collections::HashSet::new();

@@ -13,6 +13,8 @@
 
 mod prepare;
 mod trouble;
+#[cfg(test)]
+mod trouble_tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,8 +40,7 @@ use crate::{Error, Result};
 
 pub use prepare::Prepared;
 use prepare::{Plan, Route, RouteKey};
-use trouble::Watch;
-use trouble::placed;
+use trouble::{Checked, Watch, placed};
 pub use trouble::{aborted, after_failure, panicked};
 
 /// Outputs from this size on are stored past the caches when not in place: they exceed L2. In place too, where
@@ -113,9 +114,12 @@ pub struct Inner {
     /// Calls that are over and whose waiters have not been told.
     pub finished: Vec<(Arc<Done>, Result<()>)>,
     pub failed: Option<Error>,
+    failed_at: Option<Instant>,
+    /// Links whose peers may be writing into the memory of calls that failed, which have not ended therefore.
+    written: Vec<u32>,
     /// How calls of its collective are done, whatever else would be chosen.
     forced: Option<Choice>,
-    checked: Option<Instant>,
+    checked: Option<Checked>,
     /// Splits and shrinks of this one that were called. Apart: ranks may meet a failure after different
     /// numbers of splits, and must agree about shrinks then.
     pub splits: u32,
@@ -237,6 +241,8 @@ impl Inner {
             side: VecDeque::new(),
             finished: Vec::new(),
             failed: None,
+            failed_at: None,
+            written: Vec::new(),
             forced: None,
             checked: None,
             splits: 0,
@@ -272,9 +278,9 @@ impl Inner {
         true
     }
 
-    /// No call is under way.
+    /// No call is under way, and no peer writes for one that a panic has ended.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.side.is_empty()
+        self.queue.is_empty() && self.side.is_empty() && self.written.is_empty()
     }
 
     // ---- calls ----
@@ -371,6 +377,10 @@ impl Inner {
         if self.is_idle() {
             return false;
         }
+        if self.failed.is_some() {
+            self.fabric.listen();
+            return self.settle();
+        }
         let mut moved = false;
         let mut pumped = false;
         for c in &self.tcp {
@@ -384,10 +394,10 @@ impl Inner {
         if result.is_ok() {
             if abort.load(Ordering::Relaxed) {
                 result = Err(aborted(self.position()));
-            } else if moved {
+            } else if self.is_idle() {
                 self.checked = None;
             } else {
-                result = self.check();
+                result = self.check(moved);
             }
         }
         if let Err(e) = result {

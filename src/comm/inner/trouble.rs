@@ -1,6 +1,7 @@
 //! What ends a wait with an error: deaths, disagreement, broken links, deadlines; and how a failure goes
 //! round.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::super::call::{Key, marked};
@@ -15,11 +16,10 @@ use crate::{Code, Error, Result};
 use super::prepare::Plan;
 use super::{Inner, Stage, Task, guarded};
 
-/// So long a write of some microseconds may take where the machine is busy, whatever is known of who writes.
-const WRITE: Duration = Duration::from_millis(200);
-
-/// Between looks at the clock, the words and the abort flag while nothing moves.
+/// Between looks at the words and the deadlines while nothing moves.
 const CHECK: Duration = Duration::from_millis(1);
+/// The same while some calls move: others may stand still.
+const CHECK_MOVING: Duration = Duration::from_millis(10);
 /// A wait this long makes ranks compare their calls.
 const LONG: Duration = Duration::from_secs(1);
 /// How long the calls of other ranks may take to come in once ranks are known to disagree.
@@ -39,6 +39,12 @@ pub struct Watch {
     pub(super) fault: Option<Instant>,
     pub(super) disagree: Option<Instant>,
     pub(super) passes: u32,
+}
+
+/// While calls are under way: since when nothing moves, or it was looked why; and the last look.
+pub struct Checked {
+    still: Instant,
+    looked: Instant,
 }
 
 impl Inner {
@@ -108,14 +114,18 @@ impl Inner {
         }
     }
 
-    /// Looks at everything that may end a wait with an error.
-    pub(super) fn check(&mut self) -> Result<()> {
+    /// Looks at everything that may end a wait with an error. `moved`: some call has moved, if not all.
+    pub(super) fn check(&mut self, moved: bool) -> Result<()> {
         let now = Instant::now();
+        let last = self.checked.get_or_insert(Checked { still: now, looked: now });
+        if moved {
+            last.still = now;
+        }
         // Not at once: most waits are shorter than a look at all peers.
-        if now - *self.checked.get_or_insert(now) < CHECK {
+        if now - last.still < CHECK && now - last.looked < CHECK_MOVING {
             return Ok(());
         }
-        self.checked = Some(now);
+        *last = Checked { still: now, looked: now };
         // Words also come over connections that these calls do not use.
         self.fabric.pump();
         self.fabric.listen();
@@ -163,7 +173,10 @@ impl Inner {
         self.answer();
         let since = *task.watch.since.get_or_insert(now);
         let waited = now - since;
-        self.show(task, waited);
+        // It may just have moved, beside others.
+        if !waited.is_zero() {
+            self.show(task, waited);
+        }
         if let Stage::Running { engine, .. } = &task.stage {
             if let Some(b) = engine.blocked().iter().find(|b| b.fault).copied() {
                 return self.fault(task, b, now);
@@ -360,7 +373,8 @@ impl Inner {
         }
     }
 
-    /// Makes the communicator unusable, ends all that is under way, and tells the others why.
+    /// Makes the communicator unusable, tells the others why, and ends all that is under way: see `settle`.
+    /// Does not wait.
     #[cold]
     pub fn fail(&mut self, e: &Error) {
         if self.failed.is_some() {
@@ -371,27 +385,49 @@ impl Inner {
         let text = if told { e.what.clone() } else { format!("rank {} failed: {e}", self.rank) };
         let saying = Saying::Abort { code: e.code as i32, text };
         self.tell(saying.clone());
-        // Nothing may refer to the callers' buffers after their calls have returned. A rank that is stopped in the middle
-        // of writing into one goes on with that when it runs again, also if it has lost its connections meanwhile.
-        let begun = Instant::now();
-        for (l, &peer) in self.links.iter_mut().zip(&self.owner) {
-            let process = self.fabric.pid(self.members[peer as usize] as usize);
-            l.abandon(&mut || {
-                std::thread::sleep(Duration::from_micros(20));
-                let waited = begun.elapsed();
-                waited < WRITE || waited < self.config.timeout && lives(process)
-            });
-        }
+        self.failed = Some(e.clone());
+        self.failed_at = Some(Instant::now());
+        self.written = (0..self.links.len() as u32).collect();
+        self.settle();
         for c in &self.tcp {
             c.pump();
         }
         // Who is not connected may be waiting for us.
         super::super::progress::announce(&self.fabric, self.word(saying), &self.members);
-        self.failed = Some(e.clone());
         self.recorder.failed(e);
-        for task in std::mem::take(&mut self.queue).into_iter().chain(std::mem::take(&mut self.side)) {
-            self.finished.push((task.done, Err(e.clone())));
+    }
+
+    /// Ends the calls of a failed communicator, each as soon as nothing refers to its buffers any more. A rank that is
+    /// stopped in the middle of writing into one goes on with that when it runs again, also if it has lost its
+    /// connections meanwhile: so that call ends when it has written, when its process has ended, or when the
+    /// communicator's timeout is over. Until then whoever drives the communicator asks again. True if any ended.
+    pub(super) fn settle(&mut self) -> bool {
+        let Some(e) = &self.failed else { return false };
+        let patient = self.failed_at.is_some_and(|at| at.elapsed() < self.config.timeout);
+        self.written.retain(|&l| {
+            let link = &mut self.links[l as usize];
+            if link.abandon(false) {
+                return false;
+            }
+            let member = self.members[self.owner[l as usize] as usize] as usize;
+            let writes = patient && self.fabric.conn(member).is_some_and(|c| c.lives());
+            if !writes {
+                link.abandon(true);
+            }
+            writes
+        });
+        let written = |task: &Task| match &task.stage {
+            Stage::Running { prepared, .. } => prepared.bound.links.iter().any(|l| self.written.contains(l)),
+            _ => false,
+        };
+        let before = self.finished.len();
+        for tasks in [&mut self.queue, &mut self.side] {
+            let (stay, end) = std::mem::take(tasks).into_iter().partition(|task| written(task));
+            let end: VecDeque<Box<Task>> = end;
+            *tasks = stay;
+            self.finished.extend(end.into_iter().map(|task| (task.done, Err(e.clone()))));
         }
+        self.finished.len() > before
     }
 
     /// Looks for news of other ranks' failures and deaths, without any call under way.
@@ -407,17 +443,6 @@ impl Inner {
             self.fail(&e);
         }
     }
-}
-
-/// Whether there is a process of this number that has not ended. (In another container the number may mean another one,
-/// or none.)
-fn lives(pid: u32) -> bool {
-    // SAFETY: no signal is sent.
-    let there = unsafe { libc::kill(pid as libc::pid_t, 0) } == 0
-        || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
-    // One that nobody has waited for is there, but does nothing any more. Its state comes after its name.
-    let ended = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
-    there && !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(ended)
 }
 
 /// The error with the place where it happened, unless it was told by another rank.

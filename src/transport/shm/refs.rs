@@ -72,15 +72,14 @@ impl ShmLink {
     }
 
     /// Takes back the references that the peer may still read: it finds that out when it has done so, before it
-    /// uses what it has read. Where it writes its reply just now, that is waited for: it takes microseconds, unless the
-    /// system lets the peer do nothing, or it has died in the middle.
-    pub(super) fn take_back(&mut self, wait: &mut dyn FnMut() -> bool) {
+    /// uses what it has read. False if there is one, unless by `force`, where it writes its reply just now: that takes
+    /// microseconds, unless the system lets the peer do nothing, or it has died in the middle.
+    pub(super) fn take_back(&mut self, force: bool) -> bool {
         self.collect();
+        let mut all = true;
         for seq in (0..DEPTH).map(|i| self.acked.wrapping_add(i)).take_while(|&seq| seq != self.sent) {
             // SAFETY: our own header line.
             let word = unsafe { Self::word(Self::line(self.tx, seq)) };
-            // Once `wait` has said no it is not asked again: a peer may change the word whenever it is.
-            let mut patient = true;
             loop {
                 // Acquire: what the peer has written comes with its word that it has.
                 let w = word.load(Ordering::Acquire);
@@ -88,9 +87,9 @@ impl ShmLink {
                 if code != BY_REF && code != CLAIMED || w as u16 != seq.wrapping_add(1) as u16 {
                     break;
                 }
-                if code == CLAIMED && patient {
-                    patient = wait();
-                    continue;
+                if code == CLAIMED && !force {
+                    all = false;
+                    break;
                 }
                 let back = coded(w, TAKEN_BACK);
                 if word.compare_exchange(w, back, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -100,6 +99,29 @@ impl ShmLink {
         }
         // Before whatever the owner of that memory does with it from now on.
         fence(Ordering::SeqCst);
+        all
+    }
+
+    /// What a rank that stands between `claim` and `release` has said, for a message by reference that nobody has asked
+    /// for yet. False if there is none.
+    #[cfg(test)]
+    pub fn write_reply(&mut self, begin: bool) -> bool {
+        let (from, to) = if begin { (BY_REF, CLAIMED) } else { (CLAIMED, WRITTEN) };
+        self.says(from) && self.mark(from, to)
+    }
+
+    /// The same rank, if a panic goes through it there.
+    #[cfg(test)]
+    pub fn unwind(&mut self) -> bool {
+        self.claimed = self.says(CLAIMED);
+        self.claimed
+    }
+
+    #[cfg(test)]
+    fn says(&self, code: u8) -> bool {
+        // SAFETY: the peer's header line.
+        let w = unsafe { Self::word(Self::line(self.rx, self.received)) }.load(Ordering::Acquire);
+        w as u16 == self.received.wrapping_add(1) as u16 && (w >> 24) as u8 == code
     }
 }
 

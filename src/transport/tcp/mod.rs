@@ -511,8 +511,9 @@ impl Link for TcpLink {
 
     /// What is still to be sent of the caller's memory is copied, and the rest of a message that is landing
     /// goes to memory of our own. The connection and this link stay as they are.
-    fn abandon(&mut self, _: &mut dyn FnMut() -> bool) {
+    fn abandon(&mut self, _force: bool) -> bool {
         self.shared.conn().proto.abandon(self.ix);
+        true
     }
 
     fn capacity(&self) -> usize {
