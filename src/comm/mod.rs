@@ -16,6 +16,7 @@ mod group;
 mod inner;
 mod lock;
 mod pause;
+mod process;
 mod progress;
 mod request;
 mod split;
