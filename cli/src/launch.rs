@@ -27,8 +27,8 @@ use signals::{Event, Signals};
 
 /// Time between the first failure and the end of the others: a rank that dies closes its connections
 /// before we hear of it, so those that fail because of it may be heard of first. It also lets them
-/// say what they saw.
-const SETTLE: Duration = Duration::from_millis(100);
+/// say what they saw: over TCP a rank waits 100 ms to be told the cause.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Time between SIGTERM and SIGKILL when the job is ended.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long the output of ended ranks is still awaited: a process that left its group may hold it.
