@@ -107,11 +107,12 @@ pub fn main(plan: &Plan, rank: usize) -> Result<u8> {
     drop(world);
     report(&stage);
     let mut kept = Usage::now().since(&before);
-    for _ in 0..20 {
+    for _ in 0..100 {
         if !kept.too_much() {
             break;
         }
-        // What peers may still use is kept until they have left, too, and freed with some later communicator.
+        // What peers may still use is kept until they have left, too, and freed with some later communicator. They may be
+        // stopped, or without a core.
         std::thread::sleep(Duration::from_millis(100));
         drop(Communicator::init_all(1, &Config::default())?);
         kept = Usage::now().since(&before);
