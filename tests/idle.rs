@@ -45,10 +45,13 @@ fn the_progress_thread_costs_nothing_when_calls_are_done() {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(data.iter().flatten().all(|&x| x == 3.0));
-        // It may still be on its way to sleep.
-        std::thread::sleep(Duration::from_millis(200));
-        let before = spent();
-        std::thread::sleep(Duration::from_millis(300));
-        assert_eq!(spent(), before, "{transport:?}: the thread did something");
+        assert_ne!(spent(), [0; 4], "the thread has driven them");
+        // On a busy machine it may still be on its way to sleep for a while.
+        let nothing_in_300_ms = |_| {
+            let before = spent();
+            std::thread::sleep(Duration::from_millis(300));
+            spent() == before
+        };
+        assert!((0..20).any(nothing_in_300_ms), "{transport:?}: the thread goes on: {:?}", spent());
     }
 }

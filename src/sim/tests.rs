@@ -428,6 +428,7 @@ fn noise_only_delays_and_is_repeatable() {
     let noisy = time(jitter.clone());
     assert!(noisy > quiet && noisy == time(jitter.clone()));
     assert_ne!(noisy, time(Noise { seed: 8, ..jitter }));
+    assert_eq!(time(Noise { late: vec![(0, -0.0)], ..Noise::default() }), quiet);
     let late = time(Noise { late: vec![(5, 1e6)], ..Noise::default() });
     assert!(late > 1e6 && late < 1e6 + 1.1 * quiet, "{late}");
     let slow = time(Noise { slow: vec![(5, 3.0)], ..Noise::default() });
