@@ -86,6 +86,10 @@ fn make_use_destroy(world: &Communicator, many: usize, floats: usize, look: &mut
 fn show(name: &str, took: Duration) {
     let t = taken();
     say(&format!("TAKEN {name}: {} KiB, {} descriptors, {:.3} s", t.kib, t.descriptors, took.as_secs_f64()));
+    let held = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|d| std::fs::read_link(d.unwrap().path()).ok());
+    say(&format!("HELD {name}: {:?}", held.collect::<Vec<_>>()));
 }
 
 /// What all processes took at a stage, together; and the most descriptors of one.
@@ -204,20 +208,9 @@ fn thirty_with_large_calls_between_threads() {
     as_threads("thirty_with_large_calls_between_threads", TransportChoice::Shm, 30, 256 << 10, &bounds);
 }
 
-/// Every rank has slept in a call: what its process opens for that, once, is there.
-fn sleep(world: &Communicator) {
-    for r in 0..world.size() {
-        if world.rank() == r {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        world.barrier().unwrap();
-    }
-}
-
 /// Communicators that come and go, one after the other.
 fn come_and_go(world: &Communicator, times: usize, look: &mut dyn FnMut(&str, Duration)) {
     let mut data = vec![0.0; 5000];
-    sleep(world);
     let mut since = Instant::now();
     for i in 0..times {
         let c = world.duplicate().unwrap();
@@ -243,6 +236,11 @@ fn come_and_go(world: &Communicator, times: usize, look: &mut dyn FnMut(&str, Du
 
 fn stays_flat(ended: &[Ended]) {
     let (early, late) = (stage(ended, "early"), stage(ended, "late"));
+    if late.descriptors != early.descriptors {
+        for e in ended {
+            e.text.lines().filter(|l| l.starts_with("HELD ")).for_each(|l| println!("rank {}: {l}", e.rank));
+        }
+    }
     assert!(late.kib < early.kib + 1024 * ended.len(), "{early:?}, then {late:?}");
     assert_eq!(late.descriptors, early.descriptors);
 }
@@ -297,7 +295,6 @@ fn messages_that_nobody_received_leave_nothing_behind() {
     }
     let world = join();
     let mut data = vec![0.0; 5000];
-    sleep(&world);
     let mut since = Instant::now();
     for i in 0..20_000 {
         let c = world.duplicate().unwrap();

@@ -41,6 +41,10 @@ impl Manner {
         let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
         let crowded = cores >= 1 && local > cores as usize;
         membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED);
+        if tcp {
+            // Now, and not at the first sleep: what a process holds does not grow with what happens to it.
+            event();
+        }
         Manner { spin: if crowded { 0 } else { SPIN }, crowded, tcp }
     }
 
