@@ -291,7 +291,10 @@ fn what_is_pending_may_move_and_ends_with_its_communicator() {
             assert!(e.code == Code::Aborted && e.who.starts_with("rank 0, rank 1 (pid"), "{e}");
             let e = b.start(1, 101, b"", None, false).err().expect("closed");
             assert!(e.code == Code::InvalidUsage && e.who == "rank 0" && !e.hint.is_empty(), "{e}");
+            barrier.wait();
         } else {
+            // Else rank 0 may see our end first.
+            barrier.wait();
             // Rank 0 does not ask for this one.
             let accepting = b.start(0, 102, b"", None, false).unwrap();
             let start = Instant::now();
