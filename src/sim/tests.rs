@@ -42,6 +42,25 @@ fn closed_forms_hold_exactly() {
     }
 }
 
+/// A hierarchy: direct stages inside a host, and a ring of the ranks with the same place across.
+#[test]
+fn two_levels_hold_exactly() {
+    let (inside, across, gamma) = ((700.0, 0.1), (9000.0, 0.8), 0.03);
+    let mut m = Machine::alpha_beta(0.0, 0.0, gamma);
+    m.inside = Level::alpha_beta(inside.0, inside.1);
+    m.across = Level::alpha_beta(across.0, across.1);
+    for (k, hosts) in [(1, 9), (2, 2), (2, 9), (4, 2), (4, 12), (8, 3), (3, 16), (8, 8), (8, 64), (4, 1)] {
+        let n = k * hosts;
+        let bytes = u64::from(n) * 64 * 40;
+        let groups = Groups::blocks(n as usize, k as usize);
+        let got = run("hier_2d", &groups, &m, shape(bytes, 1, 1)).ns;
+        let ring = Linear::two_level(k, hosts, inside, across, gamma).price(bytes).ns;
+        // Few hosts send to each other directly.
+        let direct = if (2..=8).contains(&hosts) { 2.0 * f64::from(hosts - 2) * across.0 } else { 0.0 };
+        close(got, ring - direct);
+    }
+}
+
 /// With a core for every rank each of many calls takes what one alone takes.
 #[test]
 fn calls_in_a_row_take_what_one_takes() {
