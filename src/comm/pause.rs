@@ -35,7 +35,7 @@ pub struct Manner {
 }
 
 impl Manner {
-    /// For a rank with `local` ranks (itself included) on its machine.
+    /// For a rank of a job with `local` ranks (itself included) on its machine.
     pub fn new(local: usize, tcp: bool) -> Manner {
         // SAFETY: plain library call.
         let cores = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };

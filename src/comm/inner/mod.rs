@@ -201,8 +201,13 @@ impl Inner {
         let hosts: Vec<u32> = members.iter().map(|&m| fabric.boot.hosts[m as usize]).collect();
         let groups = Groups::new(&hosts);
         // Emulated hosts share the machine's cores: their names differ only after the slash.
-        let machine = |m: u32| fabric.boot.members[m as usize].hostname.split('/').next();
-        let local = members.iter().filter(|&&m| machine(m) == machine(members[rank])).count();
+        fn machine(name: &str) -> &str {
+            name.split('/').next().unwrap_or(name)
+        }
+        // All of the job's: those of other communicators want the cores, too, and of two ranks of this one that
+        // are bound to one core, who spins keeps the other from answering.
+        let everyone = fabric.boot.members.iter().map(|m| machine(&m.hostname));
+        let local = everyone.filter(|m| *m == machine(names[rank])).count();
         let all_tcp = config.transport == TransportChoice::Tcp;
         let any_tcp = members.len() > 1 && (all_tcp || groups.len() > 1);
         let all_tcp = any_tcp && (all_tcp || hosts.len() == groups.len());
