@@ -170,7 +170,12 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool, crowded: bool) -> Resul
     let mut gap = 0.0;
     for (i, bytes) in SIZES.into_iter().enumerate().rev() {
         let times = if bytes <= 16384 { 60 } else { 20 };
-        let stream = pair.stream(bytes, times * 2)?;
+        let mut stream = pair.stream(bytes, times * 2)?;
+        // The first messages make pages, too. Who then waits for long is asleep when it is answered, and waking it would
+        // count as the receiver's work.
+        for _ in 0..if i + 1 == SIZES.len() { 6 } else { 0 } {
+            stream = stream.min(pair.stream(bytes, times * 2)?);
+        }
         // Where others want the cores, too, few must do.
         let times = ((MESSAGES / stream) as usize).clamp(8, times);
         let [way, sends, late] = pair.measure(bytes, times, stream)?;
@@ -305,7 +310,7 @@ const FITTED: [usize; 11] =
 const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
 
 /// For each size.
-const FIT: Effort = Effort { seconds: 0.3, race: false };
+const FIT: Effort = Effort { seconds: 0.6, race: false };
 
 /// Measured calls, by size.
 #[derive(Default)]
