@@ -4,16 +4,14 @@ use super::{Curve, Machine, fine};
 use crate::Result;
 use crate::reduce::Wire;
 
-/// A machine, and what large buffers do to it. [`Machine`]'s costs are by the size of a message. But a message
-/// of a large buffer follows others, and comes from memory and not from a cache.
+/// A machine, and what large buffers do to it. [`Machine`]'s costs are by the size of a message. But where many bytes are
+/// under way, messages come from memory and not from a cache.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     pub machine: Machine,
-    /// So many times as long `copy`, `fold` and, inside a host, `send` and `recv` take where a rank's buffer
-    /// has so many bytes.
+    /// So many times as long `copy`, `fold`, `send` and `recv` take where so many bytes are under way for every core
+    /// ([`Report::under_way`](crate::sim::Report)).
     pub stretch: Curve,
-    /// The same for `send` and `recv` between hosts.
-    pub stretch_across: Curve,
     /// Added to a call with so many bytes, ns: every algorithm has to get them from memory, and back, once.
     pub memory: Curve,
 }
@@ -21,20 +19,25 @@ pub struct Model {
 impl Model {
     /// Large buffers cost as small ones do.
     pub fn new(machine: Machine) -> Model {
-        let same = Curve::constant(1.0);
-        Model { machine, stretch: same.clone(), stretch_across: same, memory: Curve::default() }
+        Model { machine, stretch: Curve::constant(1.0), memory: Curve::default() }
     }
 
-    /// The machine as a call with a buffer of `bytes` meets it.
-    pub fn at(&self, bytes: u64) -> Machine {
+    /// Whether `stretch` is 1 everywhere, so that [`Model::at`] changes nothing.
+    pub fn is_stiff(&self) -> bool {
+        self.stretch.points().iter().all(|p| p.1 == 1.0)
+    }
+
+    /// The machine as a call meets it that has so many bytes under way for every core.
+    pub fn at(&self, under_way: f64) -> Machine {
+        self.stretched(self.stretch.at(under_way))
+    }
+
+    /// The machine when copies, folds and messages take `factor` times as long.
+    pub fn stretched(&self, factor: f64) -> Machine {
         let mut m = self.machine.clone();
-        let inside = self.stretch.at(bytes as f64);
-        for curve in [&mut m.copy, &mut m.fold, &mut m.inside.send, &mut m.inside.recv] {
-            *curve = curve.scaled(inside);
-        }
-        let across = self.stretch_across.at(bytes as f64);
-        for curve in [&mut m.across.send, &mut m.across.recv] {
-            *curve = curve.scaled(across);
+        let Machine { copy, fold, inside, across, .. } = &mut m;
+        for curve in [copy, fold, &mut inside.send, &mut inside.recv, &mut across.send, &mut across.recv] {
+            *curve = curve.scaled(factor);
         }
         m
     }
@@ -48,7 +51,6 @@ impl Model {
     pub fn check(&self) -> Result<()> {
         self.machine.check()?;
         fine(self.stretch.largest(), "stretch", "")?;
-        fine(self.stretch_across.largest(), "stretch_across", "")?;
         fine(self.memory.largest(), "memory", "")
     }
 }

@@ -174,7 +174,7 @@ impl<'a> Pricer<'a> {
     fn best(&self, sim: usize, bytes: u64, quick: bool) -> Result<Choice> {
         let (algorithm, sim) = &self.sims[sim];
         let block = Shape::block_of(self.collective, self.ranks, bytes);
-        let (machine, memory) = (self.model.at(bytes), self.model.memory.at(bytes as f64));
+        let memory = self.model.memory.at(bytes as f64);
         let mut best: Option<Choice> = None;
         let (mut tried, began) = (Vec::new(), Instant::now());
         for (i, &message) in self.messages.iter().enumerate() {
@@ -190,6 +190,7 @@ impl<'a> Pricer<'a> {
                 }
                 tried.push(form);
                 let shape = Shape { block, tiles, ways: form.1, in_place: true };
+                let machine = sim.met(&self.model, shape)?;
                 let mut report = match &self.full {
                     Some(noise) => sim.play(&machine, shape, noise)?,
                     None => sim.estimate(&machine, shape)?,

@@ -25,7 +25,7 @@ mod tests;
 pub use choose::{Candidates, Choice, Pricer};
 pub use net::Symmetry;
 
-use crate::cost::{LARGEST, Machine};
+use crate::cost::{LARGEST, Machine, Model};
 use crate::schedule::{Algorithm, Collective, Groups, Program};
 use crate::{Error, Result};
 use net::Net;
@@ -110,6 +110,8 @@ pub struct Report {
     pub trunk_ns: f64,
     /// Where the time of the rank that ended last went.
     pub path: Path,
+    /// Bytes that were sent and not used up, the mean over the time and for every core of the played ranks.
+    pub under_way: f64,
     /// Messages of the played ranks, and events: what the simulation itself costs.
     pub messages: u64,
     pub events: u64,
@@ -214,6 +216,14 @@ impl Sim {
     /// than one alone, since who has ended a call has a core to begin the next one.
     pub fn in_a_row(&self, machine: &Machine, shape: Shape, noise: &Noise, calls: u32) -> Result<Vec<f64>> {
         Player::new(&self.net, machine, shape, noise, calls)?.in_a_row()
+    }
+
+    /// The model's machine as this call meets it: what is under way is as on a machine whose caches hold everything.
+    pub fn met(&self, model: &Model, shape: Shape) -> Result<Machine> {
+        match model.is_stiff() {
+            true => Ok(model.machine.clone()),
+            false => Ok(model.at(self.estimate(&model.machine, shape)?.under_way)),
+        }
     }
 
     /// Like [`play`](Sim::play) without noise, but of many tiles only some are played, twice, until the difference

@@ -145,6 +145,21 @@ struct Costs {
     link: [f64; 2],
 }
 
+/// Bytes that are sent and not used up; up to a time bytes times ns.
+#[derive(Clone, Copy, Default)]
+struct UnderWay {
+    bytes: f64,
+    until: f64,
+    sum: f64,
+}
+
+impl UnderWay {
+    fn more(&mut self, now: f64, bytes: f64) {
+        self.sum += self.bytes * (now - self.until);
+        (self.until, self.bytes) = (now, self.bytes + bytes);
+    }
+}
+
 pub struct Player<'a> {
     net: &'a Net,
     machine: &'a Machine,
@@ -174,6 +189,7 @@ pub struct Player<'a> {
     /// When each call had ended on all ranks.
     ended: Vec<f64>,
     messages: u64,
+    under_way: UnderWay,
     slow: Vec<f64>,
 }
 
@@ -358,6 +374,7 @@ impl Player<'_> {
         let start = self.now;
         path.core += work;
         let mut t = start + work;
+        self.under_way.more(start, costs.bytes * (sends.len() as f64 - recvs.len() as f64));
         for &port in recvs {
             if self.owes(port, c.way) {
                 continue;
@@ -560,6 +577,7 @@ impl Player<'_> {
                 }
             }
         }
+        let cores = if self.cores.is_empty() { self.ranks.len() } else { self.cores.len() };
         let trunk_ns = self.trunk.iter().flatten().map(|g| g.busy).fold(0.0, f64::max);
         Report {
             ns,
@@ -569,6 +587,7 @@ impl Player<'_> {
             links,
             trunk_ns,
             path,
+            under_way: self.under_way.sum / ns.max(1.0) / cores as f64,
             messages: self.messages,
             events: self.order,
         }

@@ -5,6 +5,7 @@
 //! profile), never on a rank's own buffers or on a fresh measurement: so all ranks choose the same, and the
 //! same job gives the same bits every time.
 
+mod fit;
 mod predict;
 mod profile;
 mod table;

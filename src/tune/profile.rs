@@ -192,7 +192,6 @@ impl Text<'_> {
             "copy",
             "fold",
             "stretch",
-            "stretch_across",
             "memory",
             "cores",
             "core_hosts",
@@ -222,8 +221,7 @@ impl Text<'_> {
             trunk: None,
         };
         let factor = |k: &str| t.get(k).map_or(Ok(Curve::constant(1.0)), |v| self.curve(v, k));
-        let (stretch, stretch_across) = (factor("stretch")?, factor("stretch_across")?);
-        let model = Model { machine, stretch, stretch_across, memory: curve("memory")? };
+        let model = Model { machine, stretch: factor("stretch")?, memory: curve("memory")? };
         model.check().map_err(|e| self.wrong(v.span().start, e.what, e.hint))?;
         Ok(model)
     }
@@ -493,15 +491,13 @@ fn model(s: &mut String, model: &Model) {
          op = {} # an op of a tile\n\
          copy = {} # one source to one destination: [bytes, ns]\n\
          fold = {} # every further source\n\
-         stretch = {} # times as long where a rank's buffer has so many bytes: [bytes, factor]\n\
-         stretch_across = {} # the same for messages between hosts\n\
+         stretch = {} # times as long where so many bytes are under way for a core: [bytes, factor]\n\
          memory = {} # added to a call with so many bytes\n",
         number(m.call),
         number(m.op),
         curve(&m.copy),
         curve(&m.fold),
         curve(&model.stretch),
-        curve(&model.stretch_across),
         curve(&model.memory)
     );
     if let Some(cores) = m.cores {
@@ -557,7 +553,6 @@ mod tests {
         let model = p.model.as_mut().unwrap();
         (model.machine.inside.depth, model.machine.across.credits) = (5, 2);
         model.stretch = Curve::new(vec![(32768.0, 1.0), (1e6, 1.5)]).unwrap();
-        model.stretch_across = Curve::new(vec![(32768.0, 1.0), (1e6, 2.5)]).unwrap();
         model.memory = Curve::new(vec![(32768.0, 0.0), (1e6, 7000.0)]).unwrap();
         p.about.push(("host".into(), "a \"b\" \\ \n".into()));
         let (place, _, choice) = p.table.rows().next().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::{Channel, Core, Costs, Cursor, Gate, Player, Rank, Slot, level};
+use super::{Channel, Core, Costs, Cursor, Gate, Player, Rank, Slot, UnderWay, level};
 use crate::cost::Machine;
 use crate::schedule::cut;
 use crate::sim::net::Net;
@@ -138,6 +138,7 @@ impl<'a> Player<'a> {
             calls,
             ended: vec![0.0; calls as usize],
             messages: 0,
+            under_way: UnderWay::default(),
             slow,
         };
         p.price_pieces();
