@@ -109,6 +109,8 @@ const MOST: i32 = 24;
 /// `stretch` has a corner wherever this much more is under way, from 32 KiB to 128 MiB.
 const CORNERS: usize = 7;
 const APART: f64 = 4.0;
+/// Calls of so many bytes do not need `memory`.
+const CACHED: u64 = 256 << 10;
 /// What being right is given up for: that `stretch` changes by a factor e, and that `memory` is all that a call
 /// takes. The runs alone do not tell these two apart well.
 const STEADY: f64 = 0.03;
@@ -181,7 +183,8 @@ impl<'a> Large<'a> {
                 let squares = here().map(|(r, t)| ((t + more) / r.measured).ln().powi(2));
                 squares.sum::<f64>() + SPARE * more / least
             };
-            let all = (0..20).map(|share| least * f64::from(share) / 20.0).map(|more| (with(more), more));
+            let shares = if bytes > CACHED { 20 } else { 1 };
+            let all = (0..shares).map(|share| least * f64::from(share) / 20.0).map(|more| (with(more), more));
             let (off, more) =
                 all.fold((f64::INFINITY, 0.0), |best, one| if one.0 < best.0 { one } else { best });
             sum += off;
