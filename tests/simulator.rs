@@ -181,6 +181,7 @@ fn machine(p: LogGops) -> Machine {
         links: 0,
         depth: 1000,
         credits: 0,
+        on_core: None,
     };
     // GOAL text counts a fold at 8 bytes per ns, and copies as nothing.
     Machine { inside: level.clone(), across: level, ..Machine::alpha_beta(0.0, 0.0, 0.125) }

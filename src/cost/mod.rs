@@ -49,6 +49,15 @@ pub struct Level {
     /// message of its own does after so many: that costs the receiver's core `send(0)` and the sender's `recv(0)`.
     /// 0: telling costs nothing, as through shared memory.
     pub credits: u32,
+    /// Between ranks that share a core; `None`: the same, and `latency`.
+    pub on_core: Option<OnCore>,
+}
+
+/// A message between two ranks of one core, whose caches have what was sent: nobody waits for it on its way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OnCore {
+    pub send: Curve,
+    pub recv: Curve,
 }
 
 /// What a machine's parts cost.
@@ -101,7 +110,23 @@ impl Level {
             links: 1,
             depth: 4,
             credits: 0,
+            on_core: None,
         }
+    }
+
+    /// What sending and receiving cost, and how long a message is on its way (ns): between ranks that share a core, or
+    /// do not.
+    pub(crate) fn between(&self, one_core: bool) -> (&Curve, &Curve, f64) {
+        match &self.on_core {
+            Some(on) if one_core => (&on.send, &on.recv, 0.0),
+            _ => (&self.send, &self.recv, self.latency),
+        }
+    }
+
+    /// All that sending and receiving cost.
+    pub(crate) fn work(&mut self) -> impl Iterator<Item = &mut Curve> {
+        let Level { send, recv, on_core, .. } = self;
+        [send, recv].into_iter().chain(on_core.iter_mut().flat_map(|on| [&mut on.send, &mut on.recv]))
     }
 
     /// One message of `bytes` between idle ranks, without what the receiver then does with it, ns.
@@ -115,6 +140,8 @@ impl Level {
             (self.send.largest(), ".send"),
             (self.recv.largest(), ".recv"),
             (self.link.largest(), ".link"),
+            (self.on_core.as_ref().map_or(0.0, |on| on.send.largest()), ".core_send"),
+            (self.on_core.as_ref().map_or(0.0, |on| on.recv.largest()), ".core_recv"),
         ];
         parts.iter().try_for_each(|(x, part)| fine(*x, name, part))?;
         if self.depth == 0 {
@@ -167,10 +194,17 @@ impl Machine {
             Wire::F16 | Wire::Bf16 => self.copy.clone(),
             Wire::Int8 => Curve::line(0.0, times * self.copy.at(CACHED) / CACHED),
         };
-        m.across.send = m.across.send.shrunk(ratio).plus(&passes(17.5));
-        m.across.recv = m.across.recv.shrunk(ratio).plus(&passes(4.0));
+        for (i, work) in m.across.work().enumerate() {
+            *work = work.shrunk(ratio).plus(&passes([17.5, 4.0][i % 2]));
+        }
         m.across.link = m.across.link.shrunk(ratio);
         m
+    }
+
+    /// [`Level::between`] inside a host, across hosts, and both again between ranks that share a core.
+    pub(crate) fn kinds(&self) -> [(&Curve, &Curve, f64); 4] {
+        let (inside, across) = (&self.inside, &self.across);
+        [inside.between(false), across.between(false), inside.between(true), across.between(true)]
     }
 
     /// Numbers that make sense, or what does not (`InvalidArgument`).

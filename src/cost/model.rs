@@ -36,7 +36,7 @@ impl Model {
     pub fn stretched(&self, factor: f64) -> Machine {
         let mut m = self.machine.clone();
         let Machine { copy, fold, inside, across, .. } = &mut m;
-        for curve in [copy, fold, &mut inside.send, &mut inside.recv, &mut across.send, &mut across.recv] {
+        for curve in [copy, fold].into_iter().chain(inside.work()).chain(across.work()) {
             *curve = curve.scaled(factor);
         }
         m

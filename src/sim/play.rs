@@ -79,6 +79,8 @@ struct Channel {
     last: f64,
     /// Messages used up that the sender has not been told of, where that costs something.
     owed: u32,
+    /// Index of what its messages cost, in [`Costs`]: the level's, and two further between ranks that share a core.
+    kind: u8,
 }
 
 #[derive(Clone)]
@@ -134,14 +136,14 @@ struct Gate {
     bytes: f64,
 }
 
-/// What a span of some length costs, by level where it says so.
+/// What a span of some length costs; messages by [`Channel::kind`], and on a link by level.
 #[derive(Clone, Copy, Default)]
 struct Costs {
     bytes: f64,
     copy: f64,
     fold: f64,
-    send: [f64; 2],
-    recv: [f64; 2],
+    send: [f64; 4],
+    recv: [f64; 4],
     link: [f64; 2],
 }
 
@@ -190,6 +192,8 @@ pub struct Player<'a> {
     ended: Vec<f64>,
     messages: u64,
     under_way: UnderWay,
+    /// Of messages that meet no link, by [`Channel::kind`].
+    latencies: [f64; 4],
     slow: Vec<f64>,
 }
 
@@ -346,6 +350,8 @@ impl Player<'_> {
         let costs = self.costs[op.piece as usize][self.length(c.tile)];
         let ports = &net.ports[op.first as usize..][..op.recvs as usize + op.sends as usize];
         let (recvs, sends) = ports.split_at(op.recvs as usize);
+        let (channels, ways) = (&self.channels, self.shape.ways);
+        let kinds = |port: u32| usize::from(channels[(port * ways + c.way) as usize].kind);
         let rank = &mut self.ranks[c.rank as usize];
         // What came last made it start now: the core, a message or room for one.
         let mut path = if c.latest > rank.free { c.path } else { rank.path };
@@ -358,7 +364,7 @@ impl Player<'_> {
             work += machine.switch;
         }
         for &port in recvs {
-            work += costs.recv[usize::from(net.channels[port as usize].across)];
+            work += costs.recv[kinds(port)];
         }
         work += match op.store {
             Store::Yes => costs.copy,
@@ -379,18 +385,19 @@ impl Player<'_> {
             if self.owes(port, c.way) {
                 continue;
             }
-            let latency = level(machine, net.channels[port as usize].across).latency;
+            let latency = self.latencies[self.kind(port, c.way)];
             self.used(port, c.way, t + latency, Path { latency: path.latency + latency, ..path });
         }
         for &port in sends {
             let index = port * self.shape.ways + c.way;
             let across = net.channels[port as usize].across;
-            let send = costs.send[usize::from(across)] * factor;
+            let kind = self.kind(port, c.way);
+            let send = costs.send[kind] * factor;
             t += send;
             path.core += send;
             self.messages += 1;
-            let level = level(machine, across);
-            let jitter = self.exponential(self.noise.wire * level.latency);
+            let latency = self.latencies[kind];
+            let jitter = self.exponential(self.noise.wire * latency);
             let link = costs.link[usize::from(across)];
             let channel = &mut self.channels[index as usize];
             let slot = channel.first + channel.sent % channel.depth;
@@ -405,7 +412,7 @@ impl Player<'_> {
                 self.gates[usize::from(across)][OUT][out].bytes += costs.bytes;
                 self.gates[usize::from(across)][INTO][into].bytes += costs.bytes;
             } else {
-                let arrival = (t + level.latency + jitter).max(channel.last);
+                let arrival = (t + latency + jitter).max(channel.last);
                 channel.last = arrival;
                 sent.latency += arrival - t;
                 self.slots[slot as usize] = Slot { time: arrival, path: sent, ..Slot::default() };
@@ -417,7 +424,7 @@ impl Player<'_> {
         // Messages that only tell of room come behind what the op sends.
         for &port in recvs {
             let NetChannel { across, from, .. } = net.channels[port as usize];
-            let level = level(machine, across);
+            let (level, latency) = (level(machine, across), self.latencies[self.kind(port, c.way)]);
             let channel = &mut self.channels[(port * self.shape.ways + c.way) as usize];
             if level.credits == 0 || channel.owed < level.credits {
                 continue;
@@ -426,8 +433,8 @@ impl Player<'_> {
             let work = level.send.at(0.0) * factor;
             t += work;
             path.core += work;
-            let told = t + level.latency;
-            self.used(port, c.way, told, Path { latency: path.latency + level.latency, ..path });
+            let told = t + latency;
+            self.used(port, c.way, told, Path { latency: path.latency + latency, ..path });
             self.ranks[net.lanes[from as usize].rank as usize].chores.push((told, level.recv.at(0.0)));
         }
         let rank = &mut self.ranks[c.rank as usize];
@@ -457,6 +464,10 @@ impl Player<'_> {
         if std::mem::replace(&mut channel.full, false) {
             self.push(time, Kind::Wake, self.sender(port, way));
         }
+    }
+
+    fn kind(&self, port: u32, way: u32) -> usize {
+        usize::from(self.channels[(port * self.shape.ways + way) as usize].kind)
     }
 
     fn sender(&self, port: u32, way: u32) -> u32 {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cost::{Curve, Level, Linear, Prices, Trunk};
+use crate::cost::{Curve, Level, Linear, OnCore, Prices, Trunk};
 use crate::schedule::{algorithms, groupings};
 
 const ALPHA: f64 = 5000.0;
@@ -141,6 +141,7 @@ fn a_message_costs_the_sum_of_its_parts() {
         links: 1,
         depth: 2,
         credits: 0,
+        on_core: None,
     };
     let machine = Machine {
         inside: Level { latency: 7.0, ..level.clone() },
@@ -247,6 +248,31 @@ fn fewer_cores_than_ranks() {
     (machine.cores, machine.switch) = (Some(2), 0.0);
     let bound = run("direct", &three, &machine, shape(4096, 1, 1));
     assert!(bound.ns >= 2.0 * free.ns - 1e-6, "{} {}", bound.ns, free.ns);
+}
+
+/// A message between ranks of one core costs what such messages do, and nobody waits for it on its way; one between cores
+/// costs what others do. A broadcast is one message to each.
+#[test]
+fn messages_on_a_core_have_their_own_costs() {
+    let broadcast = Algorithm::by_name(Collective::Broadcast, "direct").unwrap();
+    let mut machine = Machine::alpha_beta(1000.0, 1.0, 0.0);
+    machine.inside.recv = Curve::constant(30.0);
+    (machine.cores, machine.switch) = (Some(2), 7.0);
+    let time = |n: usize, machine: &Machine| {
+        let (groups, shape) = (Groups::flat(n), shape(64, 1, 1));
+        simulate(&broadcast.programs(&groups, 0), &groups, machine, shape, &Noise::default()).unwrap().ends
+    };
+    // Ranks 0 and 2 have the same core.
+    let both = time(3, &machine);
+    machine.inside.on_core = Some(OnCore { send: Curve::constant(5.0), recv: Curve::constant(3.0) });
+    let own = time(3, &machine);
+    close(both[1], 64.0 + 1000.0 + 30.0);
+    close(both[2], 128.0 + 1000.0 + 7.0 + 30.0);
+    close(own[1], 64.0 + 1000.0 + 30.0);
+    close(own[2], 64.0 + 5.0 + 7.0 + 3.0);
+    // With a core for each they are all alike.
+    machine.cores = None;
+    close(time(3, &machine)[2], 128.0 + 1000.0 + 30.0);
 }
 
 /// Where messages go one way only, a message of its own says that there is room; else it rides on what goes back.

@@ -46,14 +46,8 @@ impl Predictor {
             |m, f| m.across.latency *= f,
             |m, f| m.op *= f,
             |m, f| m.call *= f,
-            |m, f| {
-                m.inside.send = m.inside.send.scaled(f);
-                m.inside.recv = m.inside.recv.scaled(f);
-            },
-            |m, f| {
-                m.across.send = m.across.send.scaled(f);
-                m.across.recv = m.across.recv.scaled(f);
-            },
+            |m, f| m.inside.work().for_each(|c| *c = c.scaled(f)),
+            |m, f| m.across.work().for_each(|c| *c = c.scaled(f)),
             |m, f| m.across.recv = m.across.recv.scaled(f),
         ];
         // How far each has been turned, as a logarithm. What was measured by itself is not given up for little.

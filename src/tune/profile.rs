@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Choice;
 use super::table::{Place, Table};
-use crate::cost::{Curve, Level, Machine, Model};
+use crate::cost::{Curve, Level, Machine, Model, OnCore};
 use crate::schedule::{Algorithm, Collective};
 use crate::{Code, Error, Result};
 
@@ -165,7 +165,7 @@ impl Text<'_> {
         self.known(
             t,
             &format!("[machine.{name}]"),
-            &["send", "recv", "latency", "link", "links", "depth", "credits"],
+            &["send", "recv", "latency", "link", "links", "depth", "credits", "core_send", "core_recv"],
         )?;
         let curve = |k: &str| t.get(k).map_or(Ok(Curve::default()), |v| self.curve(v, k));
         let small = |k: &str, otherwise: u32| match t.get(k) {
@@ -181,6 +181,10 @@ impl Text<'_> {
             links: small("links", 0)?,
             depth: small("depth", 4)?,
             credits: small("credits", 0)?,
+            on_core: match t.contains_key("core_send") || t.contains_key("core_recv") {
+                true => Some(OnCore { send: curve("core_send")?, recv: curve("core_recv")? }),
+                false => None,
+            },
         })
     }
 
@@ -526,6 +530,15 @@ fn model(s: &mut String, model: &Model) {
             l.depth,
             l.credits
         );
+        if let Some(on) = &l.on_core {
+            let _ = write!(
+                s,
+                "core_send = {} # send and recv between ranks that share a core\n\
+                 core_recv = {}\n",
+                curve(&on.send),
+                curve(&on.recv)
+            );
+        }
     }
 }
 
@@ -552,6 +565,8 @@ mod tests {
         let mut p = p;
         let model = p.model.as_mut().unwrap();
         (model.machine.inside.depth, model.machine.across.credits) = (5, 2);
+        model.machine.inside.on_core =
+            Some(OnCore { send: Curve::constant(7.0), recv: Curve::line(3.0, 0.25) });
         model.stretch = Curve::new(vec![(32768.0, 1.0), (1e6, 1.5)]).unwrap();
         model.memory = Curve::new(vec![(32768.0, 0.0), (1e6, 7000.0)]).unwrap();
         p.about.push(("host".into(), "a \"b\" \\ \n".into()));

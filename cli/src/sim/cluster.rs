@@ -161,6 +161,7 @@ impl LevelFile {
             links: self.links,
             depth: self.depth,
             credits: self.credits,
+            on_core: None,
         })
     }
 }

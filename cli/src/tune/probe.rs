@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use graccl::cost::{Curve, Level, Machine, Model};
+use graccl::cost::{Curve, Level, Machine, Model, OnCore};
 use graccl::schedule::Algorithm;
 use graccl::tune::{self, Choice, Place, Predictor, Run};
 use graccl::{Call, Collective, Communicator, DataType, RedOp, Result, reduce};
@@ -51,10 +51,17 @@ fn burst(mut f: impl FnMut()) -> f64 {
     usual(&mut all)
 }
 
-/// A curve through what was measured. A size that took longer than a larger one was disturbed.
+/// A curve through what was measured. A size that took longer than a larger one was disturbed; and so was one that took
+/// far longer than a smaller one makes likely: three times for twice the bytes, as where a socket's buffer ends, is the
+/// most that was seen. (Who waits for long goes to sleep, and who wakes it pays.)
 fn curve(mut points: Vec<(f64, f64)>) -> Result<Curve> {
     for i in (1..points.len()).rev() {
         points[i - 1].1 = points[i - 1].1.min(points[i].1);
+    }
+    for i in 1..points.len() {
+        let ((less, before), (more, _)) = (points[i - 1], points[i]);
+        let likely = before * (more / less).powf(3f64.log2());
+        points[i].1 = points[i].1.min(likely.max(before + 1000.0));
     }
     Curve::new(points)
 }
@@ -94,22 +101,27 @@ impl Pair<'_> {
         Ok((start.elapsed().as_nanos() as f64 - self.clock).max(0.0))
     }
 
-    /// Over `times`, ns: from the call that sends to the end of the one that receives; of that what
-    /// the sender's core does; what the receiver's does where the message is there already.
-    fn measure(&mut self, bytes: usize, times: usize, stream: f64) -> Result<[f64; 3]> {
-        let me = self.comm.rank();
-        let (mut way, mut send, mut recv) = (Vec::new(), Vec::new(), Vec::new());
+    /// Over `times`, ns: from the call that sends to the end of the one that receives; and what of that the sender's
+    /// core does.
+    fn there_and_back(&mut self, bytes: usize, times: usize) -> Result<[f64; 2]> {
+        let (mut way, mut send) = (Vec::new(), Vec::new());
         for i in 0..times + 3 {
             let start = Instant::now();
             let first = self.message(0, bytes)?;
             self.message(1, bytes)?;
             let both = start.elapsed().as_nanos() as f64 - self.clock;
-            if me == 0 && i >= 3 {
+            if self.comm.rank() == 0 && i >= 3 {
                 way.push(both / 2.0);
                 send.push(first);
             }
         }
-        let patience = 3.0 * self.tell(usual(&mut way))?.max(stream) + 3000.0;
+        Ok([self.tell(usual(&mut way))?, self.tell(usual(&mut send))?])
+    }
+
+    /// What the receiver's core does, ns, where the message is there already: it looks after `patience`.
+    fn late(&mut self, bytes: usize, times: usize, patience: f64) -> Result<f64> {
+        let me = self.comm.rank();
+        let mut recv = Vec::new();
         for _ in 0..times {
             // Rank 0 hears from rank 1 and answers at once; rank 1 looks late.
             self.message(1, 4)?;
@@ -124,12 +136,7 @@ impl Pair<'_> {
                 recv.push(late);
             }
         }
-        let found = [usual(&mut way), usual(&mut send), usual(&mut recv)];
-        let mut all = found;
-        for (i, x) in all.iter_mut().enumerate() {
-            *x = self.tell(if (me == 0) == (i < 2) { found[i] } else { 0.0 })?;
-        }
-        Ok(all)
+        self.tell(usual(&mut recv))
     }
 
     /// ns per message when many follow each other.
@@ -156,13 +163,35 @@ impl Pair<'_> {
 /// What a level costs: for each of [`SIZES`] `send`, `recv` and `link`, and behind them the latency.
 type Costs = [f64; 3 * SIZES.len() + 1];
 
+/// A message is one message, whatever its size.
+fn whole(pair: &Pair) -> Result<()> {
+    let direct = Algorithm::by_name(Collective::Broadcast, "direct").expect("it is built in");
+    pair.comm.force(Some(Choice { algorithm: direct, ways: 1, message: 1 << 20 }))
+}
+
+/// What it costs two ranks that share a core: for each of [`SIZES`] `send`, and the rest of a message's way, going from
+/// one rank to the other included.
+fn together(pair: &mut Pair, own: &Machine) -> Result<[f64; 2 * SIZES.len()]> {
+    whole(pair)?;
+    let mut costs = [0.0; 2 * SIZES.len()];
+    for (i, bytes) in SIZES.into_iter().enumerate().rev() {
+        // The first messages make pages, too.
+        for _ in 0..if i + 1 == SIZES.len() { 3 } else { 0 } {
+            pair.there_and_back(bytes, 20)?;
+        }
+        let [way, sends] = pair.there_and_back(bytes, if bytes <= 16384 { 60 } else { 20 })?;
+        let rest = way - sends - own.op - own.copy.at(bytes as f64);
+        costs[2 * i..2 * i + 2].copy_from_slice(&[(sends - own.call - own.op).max(0.0), rest.max(0.0)]);
+    }
+    pair.comm.force(None)?;
+    Ok(costs)
+}
+
 /// Measures a level with two ranks that are at it. The receiver may work while the sender still does (a socket's sender
 /// does in its call what wakes the receiver, and more), so both together may be more than a message takes. Where cores
 /// have somebody else to serve, `crowded`, their work counts; else the message's time.
 fn measure(pair: &mut Pair, own: &Machine, across: bool, crowded: bool) -> Result<Costs> {
-    let direct = Algorithm::by_name(Collective::Broadcast, "direct").expect("it is built in");
-    // A message is one message, whatever its size.
-    pair.comm.force(Some(Choice { algorithm: direct, ways: 1, message: 1 << 20 }))?;
+    whole(pair)?;
     let fixed = own.call + own.op;
     let mut costs = [0.0; 3 * SIZES.len() + 1];
     let (mut latency, mut works) = (0.0, [0.0; SIZES.len()]);
@@ -178,7 +207,8 @@ fn measure(pair: &mut Pair, own: &Machine, across: bool, crowded: bool) -> Resul
         }
         // Where others want the cores, too, few must do.
         let times = ((MESSAGES / stream) as usize).clamp(8, times);
-        let [way, sends, late] = pair.measure(bytes, times, stream)?;
+        let [way, sends] = pair.there_and_back(bytes, times)?;
+        let late = pair.late(bytes, times, 3.0 * way.max(stream) + 3000.0)?;
         if across && i + 1 == SIZES.len() {
             // A link is there if many messages take longer each than either core, and always: connections start slowly,
             // and others may want the core.
@@ -226,17 +256,26 @@ fn level(costs: &Costs, tcp: bool) -> Result<Level> {
     let (send, recv, link) = (part(0)?, part(1)?, part(2)?);
     let links = u32::from(!link.is_zero());
     let credits = if tcp { CREDITS } else { 0 };
-    Ok(Level { send, recv, latency: costs[3 * SIZES.len()], link, links, depth: DEPTH, credits })
+    Ok(Level {
+        send,
+        recv,
+        latency: costs[3 * SIZES.len()],
+        link,
+        links,
+        depth: DEPTH,
+        credits,
+        on_core: None,
+    })
 }
 
-/// Two ranks of a host, and ranks of two hosts. Not on the same core, if there are others: going from one to the
-/// other is no part of a message, and has a number of its own.
-fn pairs(hosts: &[u32], cores: u32) -> [Option<(usize, usize)>; 2] {
+/// Two ranks of a host, and ranks of two hosts. `together`: on the same core, else not, if there are others: going from
+/// one to the other is no part of a message, and has a number of its own.
+fn pairs(hosts: &[u32], cores: u32, together: bool) -> [Option<(usize, usize)>; 2] {
     [true, false].map(|same| {
         let all = || (0..hosts.len()).flat_map(|a| (a + 1..hosts.len()).map(move |b| (a, b)));
         let mut fitting = all().filter(|&(a, b)| (hosts[a] == hosts[b]) == same);
-        let apart = fitting.clone().find(|&(a, b)| (b - a) % cores as usize != 0);
-        apart.or(fitting.next())
+        let suits = |&(a, b): &(usize, usize)| ((b - a) % cores as usize == 0) == together;
+        fitting.clone().find(suits).or(if together { None } else { fitting.next() })
     })
 }
 
@@ -281,7 +320,7 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
     }
     let mut levels = [None, None];
     let kinds = ["inside a host", "between hosts"];
-    for ((slot, pair), kind) in levels.iter_mut().zip(pairs(&hosts, cores)).zip(kinds) {
+    for ((slot, pair), kind) in levels.iter_mut().zip(pairs(&hosts, cores, false)).zip(kinds) {
         let Some((a, b)) = pair else { continue };
         bench.progress(format_args!("messages {kind}"));
         let two = comm.split((me == a || me == b).then_some(0), 0)?;
@@ -294,6 +333,9 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
         let tcp = bench.layout.all_tcp || hosts[a] != hosts[b];
         *slot = Some(level(&costs, tcp)?);
     }
+    if m.cores.is_some() {
+        share(&bench.comm, all, &mut m, &mut levels, &hosts)?;
+    }
     let [inside, across] = levels;
     if let Some(l) = inside.clone().or_else(|| across.clone()) {
         m.inside = l;
@@ -302,6 +344,35 @@ pub fn machine(bench: &mut Bench) -> Result<Model> {
         m.across = l;
     }
     Ok(Model::new(m))
+}
+
+/// Probes what ranks that share a core cost each other.
+fn share(
+    comm: &Communicator,
+    all: &Communicator,
+    m: &mut Machine,
+    levels: &mut [Option<Level>; 2],
+    hosts: &[u32],
+) -> Result<()> {
+    let (me, mut switch) = (comm.rank(), None);
+    for (slot, pair) in levels.iter_mut().zip(pairs(hosts, m.cores.unwrap_or(1), true)) {
+        let (Some(level), Some((a, b))) = (slot, pair) else { continue };
+        let mut costs = [0.0; 2 * SIZES.len()];
+        if let Some(two) = comm.split((me == a || me == b).then_some(0), 0)? {
+            let mut pair = Pair { comm: &two, buffer: vec![0; 1 << 20], clock: clock() };
+            costs = together(&mut pair, m)?;
+        }
+        all.broadcast(&mut costs, a)?;
+        // Of the smallest message all that the receiver does not do is the switch.
+        let switch = *switch.get_or_insert((costs[1] - level.recv.at(4.0)).max(0.0));
+        let of = |which: usize, less: f64| {
+            let points = SIZES.iter().zip(costs.chunks(2));
+            curve(points.map(|(&bytes, c)| (bytes as f64, (c[which] - less).max(0.0))).collect())
+        };
+        level.on_core = Some(OnCore { send: of(0, 0.0)?, recv: of(1, switch)? });
+    }
+    m.switch = switch.unwrap_or(m.switch);
+    Ok(())
 }
 
 /// Sizes whose calls the machine is fitted to, and those in between that only check it.

@@ -74,6 +74,7 @@ impl<'a> Player<'a> {
                     full: false,
                     last: 0.0,
                     owed: 0,
+                    kind: u8::from(c.across),
                 });
             }
         }
@@ -139,6 +140,7 @@ impl<'a> Player<'a> {
             ended: vec![0.0; calls as usize],
             messages: 0,
             under_way: UnderWay::default(),
+            latencies: machine.kinds().map(|(.., latency)| latency),
             slow,
         };
         p.price_pieces();
@@ -153,6 +155,14 @@ impl<'a> Player<'a> {
                 let before: u32 = net.host_sizes[host / shared * shared..host].iter().sum();
                 r.core = (host / shared) as u32 * cores + (before + place) % cores;
             }
+            for (c, ways) in net.channels.iter().zip(p.channels.chunks_mut(ways as usize)) {
+                let [from, to] =
+                    [c.from, c.to].map(|lane| p.ranks[net.lanes[lane as usize].rank as usize].core);
+                // Those of another unit have other cores.
+                if from == to && !c.leaves {
+                    ways.iter_mut().for_each(|w| w.kind += 2);
+                }
+            }
         }
         Ok(p)
     }
@@ -166,6 +176,7 @@ impl<'a> Player<'a> {
         let lengths = [lines, lines + LINE, last];
         let symmetric = self.net.symmetric;
         let (inside, across) = (&self.machine.inside, &self.machine.across);
+        let kinds = self.machine.kinds();
         let cost = |(at, len): (u32, u32), tile: u64| {
             let edge = |i: u64| cut(tile, i, chunks, LINE);
             let bytes = match symmetric {
@@ -176,8 +187,8 @@ impl<'a> Player<'a> {
                 bytes,
                 copy: self.machine.copy.at(bytes),
                 fold: self.machine.fold.at(bytes),
-                send: [inside.send.at(bytes), across.send.at(bytes)],
-                recv: [inside.recv.at(bytes), across.recv.at(bytes)],
+                send: kinds.map(|(send, ..)| send.at(bytes)),
+                recv: kinds.map(|(_, recv, _)| recv.at(bytes)),
                 link: [inside.link.at(bytes), across.link.at(bytes)],
             }
         };
