@@ -168,6 +168,8 @@ impl Text<'_> {
             &["send", "recv", "latency", "link", "links", "depth", "credits", "core_send", "core_recv"],
         )?;
         let curve = |k: &str| t.get(k).map_or(Ok(Curve::default()), |v| self.curve(v, k));
+        // Of the two either may be left out.
+        let on_core = |k: &str, otherwise: &str| curve(if t.contains_key(k) { k } else { otherwise });
         let small = |k: &str, otherwise: u32| match t.get(k) {
             None => Ok(otherwise),
             Some(v) => u32::try_from(self.whole(v, k)?).map_err(|_| self.kind(v, k, "a small number")),
@@ -182,7 +184,9 @@ impl Text<'_> {
             depth: small("depth", 4)?,
             credits: small("credits", 0)?,
             on_core: match t.contains_key("core_send") || t.contains_key("core_recv") {
-                true => Some(OnCore { send: curve("core_send")?, recv: curve("core_recv")? }),
+                true => {
+                    Some(OnCore { send: on_core("core_send", "send")?, recv: on_core("core_recv", "recv")? })
+                }
                 false => None,
             },
         })
