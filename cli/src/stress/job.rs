@@ -69,6 +69,8 @@ struct Rank {
     /// It has met an error, and its next era has not begun.
     troubled: bool,
     stopped_until: Option<Instant>,
+    /// The last time, or the beginning.
+    stopped_at: Instant,
     killed: bool,
     done: bool,
     ended: bool,
@@ -218,6 +220,7 @@ pub fn run(plan: &Plan, np: Option<usize>, logs: &Path) -> Result<Outcome> {
         era: None,
         troubled: false,
         stopped_until: None,
+        stopped_at: start,
         killed: false,
         done: false,
         ended: false,
@@ -231,6 +234,7 @@ pub fn run(plan: &Plan, np: Option<usize>, logs: &Path) -> Result<Outcome> {
         outcome: Outcome::default(),
         broken: false,
         program,
+        logs,
         looked: start,
         late: Duration::ZERO,
     };
@@ -274,6 +278,7 @@ struct Round<'a> {
     /// Something was made to fail.
     broken: bool,
     program: PathBuf,
+    logs: &'a Path,
     /// The last look, and how late all of them were together.
     looked: Instant,
     late: Duration,
@@ -393,8 +398,8 @@ impl Round<'_> {
         for r in &mut self.ranks.0 {
             if r.stopped_until.is_some_and(|t| t <= now) {
                 r.stopped_until = None;
-                // It could not be heard meanwhile.
-                r.heard = now;
+                // It could not be heard meanwhile. Only that counts: who is stopped often may hang all the same.
+                r.heard = (r.heard + (now - r.stopped_at)).min(now);
                 fault::signal(r.child.id(), libc::SIGCONT);
             }
         }
@@ -406,7 +411,7 @@ impl Round<'_> {
                 fault::signal(r.child.id(), libc::SIGSTOP);
                 let most = if self.faults.r.percent(5) { LONG_STOP } else { STOP };
                 let pause = self.faults.r.time(most);
-                r.stopped_until = Some(now + pause);
+                (r.stopped_at, r.stopped_until) = (now, Some(now + pause));
                 self.fault("stop", rank, &format!(" for {:.3} s", pause.as_secs_f64()));
             }
         }
@@ -490,6 +495,9 @@ impl Round<'_> {
                 self.outcome.complaints.push(format!("graccl status:\n{text}"));
                 let threads = threads(&self.ranks.0[rank].child);
                 self.complain(rank, &format!("its threads sleep in {threads}"));
+                for (rank, r) in self.ranks.0.iter().enumerate().filter(|(_, r)| !r.ended) {
+                    stacks(&r.child, &self.logs.join(format!("rank-{rank}.stacks")));
+                }
                 return;
             }
         }
@@ -505,6 +513,24 @@ fn threads(child: &Child) -> String {
         all.push(format!("{} {}", read("comm"), read("wchan")));
     }
     all.join(", ")
+}
+
+/// Writes where a process's threads are, if there is a debugger to tell.
+fn stacks(child: &Child, to: &Path) {
+    let Ok(file) = File::create(to) else { return };
+    // Else it would wait for the process to go on.
+    fault::signal(child.id(), libc::SIGCONT);
+    let debugger = ["--kill-after=5", "60", "gdb", "--batch", "-ex", "thread apply all backtrace", "-p"];
+    let done = Command::new("timeout")
+        .args(debugger)
+        .arg(child.id().to_string())
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(Stdio::null())
+        .status();
+    if !done.is_ok_and(|s| s.success()) {
+        let _ = std::fs::remove_file(to);
+    }
 }
 
 /// Children of ours that are still there.

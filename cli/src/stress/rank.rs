@@ -214,22 +214,26 @@ fn act(
     // What the act before has left is gone by now, and this one has nothing yet.
     say(&Event::Act(Usage::now()));
     let result = std::thread::scope(|scope| {
+        // Another rank's thread may wait for calls on `base` that will not come now, and this rank's act ends when all
+        // its threads have: without the abort two ranks can wait in a circle.
+        let failed = |base: &Communicator| {
+            base.abort();
+            stage.trouble();
+        };
         let mut threads = Vec::new();
         for (i, base) in bases.iter().enumerate() {
             let (seed, mut r) = (common.next(), Rng::new(private.next()));
             let apart = plan.points && i == 0;
             threads.push(scope.spawn(move || {
                 let result = seat::collectives(stage, base, seed, &mut r, !apart);
-                result.inspect_err(|_| stage.trouble())
+                result.inspect_err(|_| failed(base))
             }));
         }
         if plan.points {
             let (seed, mut r) = (common.next(), Rng::new(private.next()));
             let base = &bases[0];
             threads.push(
-                scope.spawn(move || {
-                    seat::messages(stage, base, seed, &mut r).inspect_err(|_| stage.trouble())
-                }),
+                scope.spawn(move || seat::messages(stage, base, seed, &mut r).inspect_err(|_| failed(base))),
             );
         }
         let begin = Instant::now();
