@@ -12,6 +12,8 @@ pub(super) enum Kind {
     Credit = 2,
     /// `len` bytes of the stream of control words.
     Words = 3,
+    /// Nothing: that the peer's host confirms it is all that it is for.
+    Ask = 4,
 }
 
 /// A header; the picture is at the top of the module.
@@ -43,6 +45,7 @@ impl Header {
             1 => Kind::Data,
             2 => Kind::Credit,
             3 => Kind::Words,
+            4 => Kind::Ask,
             k => return Err(format!("frame of unknown kind {k}")),
         };
         Ok(Header {

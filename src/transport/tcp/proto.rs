@@ -45,7 +45,7 @@ enum To {
     Link(usize),
     /// The stream of control words.
     Words,
-    /// A link that is over.
+    /// A link that is over, or none.
     Nobody,
 }
 
@@ -66,7 +66,8 @@ struct Frame {
 }
 
 enum What {
-    Credit,
+    /// No message: the header is all.
+    Nothing,
     /// A message in a buffer of ours.
     Slot(Buf),
     /// A message in the caller's memory.
@@ -323,13 +324,18 @@ impl Proto {
         }
     }
 
+    /// Queues a frame that only asks for a sign of life.
+    pub fn ask(&mut self) {
+        self.push(To::Nobody, Kind::Ask, 0, std::ptr::null(), 0, What::Nothing);
+    }
+
     /// Queues a credit frame for every link that owes enough.
     pub fn queue_credits(&mut self) {
         while let Some(ix) = self.owing.pop() {
             let l = &mut self.links[ix];
             l.listed = false;
             if l.owed >= OWE && self.broken.is_none() {
-                self.push(To::Link(ix), Kind::Credit, 0, std::ptr::null(), 0, What::Credit);
+                self.push(To::Link(ix), Kind::Credit, 0, std::ptr::null(), 0, What::Nothing);
             }
         }
     }
@@ -380,7 +386,7 @@ impl Proto {
             self.head -= HEADER + f.len;
             let Some(f) = self.queue.pop_front() else { return };
             match f.what {
-                What::Credit => continue,
+                What::Nothing => continue,
                 What::Words(w) => {
                     self.telling -= HEADER + w.len();
                     continue;
@@ -504,6 +510,10 @@ impl Proto {
                 self.body = Some(self.body(To::Words, h.fp, len, None));
                 return Ok(());
             }
+            Kind::Ask if len != 0 || id != 0 || credits != 0 => {
+                return Err(format!("{len} bytes and {credits} credits on link {id} with a sign of life"));
+            }
+            Kind::Ask => return Ok(()),
             Kind::Data | Kind::Credit => {}
         }
         let to = match self.ids.get(id) {

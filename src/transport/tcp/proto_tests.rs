@@ -114,11 +114,11 @@ fn header(link: u32, kind: u8, len: u32, credits: u8, seq: u16) -> [u8; HEADER] 
 
 #[test]
 fn headers_survive_the_wire() {
-    for kind in [Kind::Data, Kind::Credit, Kind::Words] {
+    for kind in [Kind::Data, Kind::Credit, Kind::Words, Kind::Ask] {
         let h = Header { fp: 0x89AB_CDEF, len: 0x0123_4567, link: 0x8BAD_F00D, kind, credits: 0xFE, seq: !5 };
         assert_eq!(Header::decode(&h.encode()), Ok(h));
     }
-    for kind in [0, 4, 255] {
+    for kind in [0, 5, 255] {
         assert!(Header::decode(&header(0, kind, 0, 0, 0)).is_err());
     }
 }
@@ -266,7 +266,7 @@ fn impossible_frames_break_with_their_reason() {
     let words = |n: u16| -> Vec<u8> {
         (0..n).flat_map(|s| [&header(0, 3, SMALL as u32, 0, s)[..], &[0; SMALL]].concat()).collect()
     };
-    let cases: [(Vec<u8>, &str); 14] = [
+    let cases: [(Vec<u8>, &str); 17] = [
         (header(8, 2, 0, 1, 0).to_vec(), "link 8: 1 messages acknowledged, but only 0 sent"),
         (header(8, 1, 0, 1, 0).to_vec(), "link 8: 1 messages acknowledged, but only 0 sent"),
         (header(0, 3, 0, 0, 0).to_vec(), "0 bytes of control words"),
@@ -280,6 +280,9 @@ fn impossible_frames_break_with_their_reason() {
         (header(0, 1, 0, 1, 0).to_vec(), "only 0 sent"),
         (header(0, 2, 0, 0, 0).to_vec(), "credit frame"),
         (header(0, 2, 3, 0, 0).to_vec(), "credit frame"),
+        (header(0, 4, 1, 0, 0).to_vec(), "1 bytes and 0 credits on link 0 with a sign of life"),
+        (header(3, 4, 0, 0, 0).to_vec(), "on link 3 with a sign of life"),
+        (header(0, 4, 0, 2, 0).to_vec(), "2 credits"),
         (full(DEPTH as u16 + 1), "unacknowledged"),
     ];
     for (bytes, text) in cases {

@@ -9,9 +9,11 @@ use libc::c_int;
 use super::set_option;
 
 /// Time between two looks.
-const LOOK: Duration = Duration::from_millis(250);
-/// How long the peer's host may leave a question without an answer.
-const SILENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(100);
+/// After so long without anything from the peer's host it is asked for a sign of life.
+const QUIET: Duration = Duration::from_millis(250);
+/// How long the peer's host may leave a question without an answer: Linux sends it anew after 200 and 600 ms.
+const SILENCE: Duration = Duration::from_secs(1);
 /// TCP_RTO_MAX_MS (Linux 6.15): the longest time in ms between two retransmissions, and between two
 /// probes of a closed window.
 const RTO_MAX_MS: c_int = 44;
@@ -36,31 +38,48 @@ pub(super) struct Watch {
     asked: Option<Instant>,
 }
 
+/// What a look has found.
+pub(super) enum Finding {
+    Fine,
+    /// Nothing came for a while, and nothing that was sent asks for an answer.
+    Silent,
+    /// The host is to be given up.
+    Lost,
+}
+
 impl Watch {
-    /// Whether the host is to be given up. Called when nothing moves, at any rate; looks now and then.
+    /// Called when nothing moves, at any rate; looks now and then.
     #[inline]
-    pub fn lost(&mut self, fd: &OwnedFd) -> bool {
+    pub fn look(&mut self, fd: &OwnedFd) -> Finding {
         let now = Instant::now();
         let last = *self.looked.get_or_insert(now);
-        now - last >= LOOK && self.look(fd, now)
+        if now - last < LOOK { Finding::Fine } else { self.look_now(fd, now) }
     }
 
     #[cold]
-    fn look(&mut self, fd: &OwnedFd, now: Instant) -> bool {
+    fn look_now(&mut self, fd: &OwnedFd, now: Instant) -> Finding {
         self.looked = Some(now);
-        let Some(info) = tcp_info(fd) else { return false };
+        let Some(info) = tcp_info(fd) else { return Finding::Fine };
         // Something was sent after the last answer came. (A probe of a closed window carries no data.)
         let open = info.tcpi_probes > 0
             || (info.tcpi_unacked > 0 && info.tcpi_last_data_sent < info.tcpi_last_ack_recv);
-        let answer = Duration::from_millis(u64::from(info.tcpi_last_ack_recv));
+        let ago = |ms: u32| Duration::from_millis(ms.into());
+        let answer = ago(info.tcpi_last_ack_recv);
+        if !open {
+            self.asked = None;
+            let quiet = info.tcpi_unacked == 0 && answer.min(ago(info.tcpi_last_data_recv)) >= QUIET;
+            return if quiet { Finding::Silent } else { Finding::Fine };
+        }
         match self.asked {
             // The same question as at that look, not a later one.
-            Some(since) if open && answer >= now - since => now - since >= SILENCE,
-            _ => {
-                self.asked = open.then_some(now);
-                false
+            Some(since) if answer >= now - since => {
+                if now - since >= SILENCE {
+                    return Finding::Lost;
+                }
             }
+            _ => self.asked = Some(now),
         }
+        Finding::Fine
     }
 }
 
