@@ -192,7 +192,7 @@ pub struct Player<'a> {
     ended: Vec<f64>,
     messages: u64,
     under_way: UnderWay,
-    /// Of messages that meet no link, by [`Channel::kind`].
+    /// By [`Channel::kind`].
     latencies: [f64; 4],
     slow: Vec<f64>,
 }

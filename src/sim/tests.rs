@@ -270,6 +270,13 @@ fn messages_on_a_core_have_their_own_costs() {
     close(both[2], 128.0 + 1000.0 + 7.0 + 30.0);
     close(own[1], 64.0 + 1000.0 + 30.0);
     close(own[2], 64.0 + 5.0 + 7.0 + 3.0);
+    // A link takes what it takes, on a core as well.
+    machine.inside.link = Curve::line(0.0, 2.0);
+    let linked = time(3, &machine);
+    close(linked[1], 64.0 + 128.0 + 1000.0 + 30.0);
+    // Behind the first message.
+    close(linked[2], 64.0 + 2.0 * 128.0 + 7.0 + 3.0);
+    machine.inside.link = Curve::default();
     // With a core for each they are all alike.
     machine.cores = None;
     close(time(3, &machine)[2], 128.0 + 1000.0 + 30.0);

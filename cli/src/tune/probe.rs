@@ -360,10 +360,6 @@ fn share(
     let (me, mut switch) = (comm.rank(), None);
     for (slot, pair) in levels.iter_mut().zip(pairs(hosts, m.cores.unwrap_or(1), true)) {
         let (Some(level), Some((a, b))) = (slot, pair) else { continue };
-        if !level.link.is_zero() {
-            // The link decides, not the core.
-            continue;
-        }
         let mut costs = [0.0; 2 * SIZES.len()];
         if let Some(two) = comm.split((me == a || me == b).then_some(0), 0)? {
             let mut pair = Pair { comm: &two, buffer: vec![0; 1 << 20], clock: clock() };
@@ -375,11 +371,16 @@ fn share(
         }
         // Of the smallest message all that the receiver does not do is the switch.
         let switch = *switch.get_or_insert((costs[1] - level.recv.at(4.0)).max(0.0));
-        let of = |which: usize, less: f64| {
-            let points = SIZES.iter().zip(costs.chunks(2));
-            curve(points.map(|(&bytes, c)| (bytes as f64, (c[which] - less).max(0.0))).collect())
+        let points = |part: &dyn Fn(f64, &[f64]) -> f64| {
+            let points = SIZES.iter().map(|&b| b as f64).zip(costs.chunks(2));
+            curve(points.map(|(bytes, c)| (bytes, part(bytes, c).max(0.0))).collect())
         };
-        level.on_core = Some(OnCore { send: of(0, 0.0)?, recv: of(1, switch)? });
+        let rest = |bytes: f64, c: &[f64]| {
+            let (rest, link) = (c[1] - switch, level.link.at(bytes));
+            // Links let short bursts pass.
+            if rest > link { rest - link } else { rest }
+        };
+        level.on_core = Some(OnCore { send: points(&|_, c| c[0])?, recv: points(&rest)? });
     }
     m.switch = switch.unwrap_or(m.switch);
     Ok(())

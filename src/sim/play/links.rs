@@ -1,6 +1,6 @@
 //! A message's way through links: out of its host, between switches, into its host.
 
-use super::{Gate, INTO, Kind, OUT, Player, Slot, level};
+use super::{Gate, INTO, Kind, OUT, Player, Slot};
 use crate::cost::Trunk;
 use crate::sim::net::NetChannel;
 
@@ -28,7 +28,7 @@ impl Player<'_> {
         let (port, way) = (index / self.shape.ways, index % self.shape.ways);
         let NetChannel { across, from, to, .. } = self.net.channels[port as usize];
         let [from, to] = [from, to].map(|lane| self.net.lanes[lane as usize].rank);
-        let latency = level(self.machine, across).latency;
+        let latency = self.latencies[usize::from(self.channels[index as usize].kind)];
         let trunk = self.machine.trunk.and_then(|t| Some((t, self.climbs(port, t)?)));
         let stage = kind as usize - Kind::Depart as usize;
         let channel = &mut self.channels[index as usize];
