@@ -28,6 +28,8 @@ const STARVED: Duration = Duration::from_secs(3);
 /// Longest stop of a rank, and that of some: longer than a host is taken for dead.
 const STOP: Duration = Duration::from_millis(1500);
 const LONG_STOP: Duration = Duration::from_secs(8);
+/// What a rank is told that lives, but not with the others.
+const EXCLUDED: &str = "the other ranks exclude this one";
 /// Memory that a process may gain while it does the same over and over, KiB.
 const GROWTH: i64 = 32 << 10;
 
@@ -327,7 +329,10 @@ impl Round<'_> {
             }
             Event::Trouble { code, text } => {
                 (r.heard, r.troubled) = (now, true);
-                let explained = self.broken && matches!(code.as_str(), "RemoteError" | "Aborted");
+                // A rank whose connection was cut may learn so from a communicator that it shrinks in an act.
+                let excluded = code == "InvalidUsage" && text.contains(EXCLUDED);
+                let explained =
+                    self.broken && (excluded || matches!(code.as_str(), "RemoteError" | "Aborted"));
                 let what = format!("{code}: {text}");
                 if !explained && code == "Timeout" {
                     self.expired(rank, &what, |o| &mut o.errors);
