@@ -60,9 +60,10 @@ impl Watch {
     fn look_now(&mut self, fd: &OwnedFd, now: Instant) -> Finding {
         self.looked = Some(now);
         let Some(info) = tcp_info(fd) else { return Finding::Fine };
-        // Something was sent after the last answer came. (A probe of a closed window carries no data.)
-        let open = info.tcpi_probes > 0
-            || (info.tcpi_unacked > 0 && info.tcpi_last_data_sent < info.tcpi_last_ack_recv);
+        // Something was sent after the last answer came (a probe of a closed window carries no data), or was to be sent
+        // anew: where this host's own link is down that fails at once, and does not count as sent.
+        let sent = info.tcpi_last_data_sent < info.tcpi_last_ack_recv || info.tcpi_retransmits > 0;
+        let open = info.tcpi_probes > 0 || (info.tcpi_unacked > 0 && sent);
         let ago = |ms: u32| Duration::from_millis(ms.into());
         let answer = ago(info.tcpi_last_ack_recv);
         if !open {
