@@ -377,8 +377,9 @@ fn share(
         };
         let rest = |bytes: f64, c: &[f64]| {
             let (rest, link) = (c[1] - switch, level.link.at(bytes));
-            // Links let short bursts pass.
-            if rest > link { rest - link } else { rest }
+            // Links let short bursts pass; of what they hold up the work is not seen here.
+            let seen = if rest > 0.5 * link { f64::INFINITY } else { rest };
+            if link > 0.0 { seen.min(level.recv.at(bytes)) } else { rest }
         };
         level.on_core = Some(OnCore { send: points(&|_, c| c[0])?, recv: points(&rest)? });
     }
