@@ -22,6 +22,7 @@ fn seeds_are_whole_conversations() {
     {
         assert_eq!(fuzz_dial(&seed(&format!("dial/{name}"))), done, "{name}");
     }
+    assert!(fuzz_wire(&seed("wire/hello")) && fuzz_wire(&seed("wire/hello_answer")), "of another version");
 }
 
 #[test]
@@ -42,7 +43,9 @@ fn every_input_is_survived() {
         ("record", fuzz_patches),
         ("sealed", fuzz_feed_sealed),
         ("shm", fuzz_shm),
-        ("wire", fuzz_wire),
+        ("wire", |b| {
+            fuzz_wire(b);
+        }),
         ("words", fuzz_words),
     ];
     let mut sources: Vec<String> =

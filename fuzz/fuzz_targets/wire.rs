@@ -1,2 +1,4 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| graccl::bootstrap::fuzz_wire(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    graccl::bootstrap::fuzz_wire(data);
+});

@@ -21,13 +21,15 @@ use super::wire::{
 };
 use super::{Member, host};
 
-/// The message parsers, one after the other, on the same bytes.
+/// The message parsers, one after the other, on the same bytes; whether they begin with a hello of this version.
 #[doc(hidden)]
-pub fn fuzz_wire(data: &[u8]) {
+pub fn fuzz_wire(data: &[u8]) -> bool {
     let key: Key = [7; 32];
+    let mut greets = false;
     if let Some(Ok(b)) = data.get(..HELLO_LEN).map(<&[u8; HELLO_LEN]>::try_from) {
         if let Ok(hello) = Hello::parse(b) {
             assert_eq!(hello.encode(), *b, "a hello has one spelling");
+            greets = true;
         }
         if let Some(Ok(answer)) = data.get(HELLO_LEN..HELLO_LEN + ANSWER_LEN).map(TryInto::try_into) {
             assert!(wire::check_answer(&key, b, answer).is_err(), "a proof by chance");
@@ -47,6 +49,7 @@ pub fn fuzz_wire(data: &[u8]) {
             assert_eq!(wire::parse_verdict(&again, size), Some(verdict));
         }
     }
+    greets
 }
 
 /// An id: bytes with a right checksum, and text.
