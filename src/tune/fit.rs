@@ -12,16 +12,17 @@ impl Predictor {
     /// Fits the machine's numbers to runs of this communicator, and writes into each what is predicted then.
     ///
     /// First a few factors (of the switch between ranks on a core, of latencies, of costs by message) to the
-    /// runs of small calls, then what large ones do: `stretch` and `memory`. What is made small is the mean square
-    /// of ln(predicted / measured), so that no algorithm is far off where all cannot be right.
+    /// runs of small calls, then `stretch` and `memory`, that large ones need, to all runs: what is under way in small
+    /// calls is stretched, too. What is made small is the mean square of ln(predicted / measured), so that no algorithm
+    /// is far off where all cannot be right.
     pub fn fit(&mut self, runs: &mut [Run]) -> Result<()> {
         (self.model.stretch, self.model.memory) = (Curve::constant(1.0), Curve::default());
-        let (small, large): (Vec<Run>, Vec<Run>) = runs.iter().cloned().partition(|r| r.bytes <= SMALL);
+        let small: Vec<Run> = runs.iter().filter(|r| r.bytes <= SMALL).cloned().collect();
         if !small.is_empty() {
             self.descend(&small)?;
         }
-        if !large.is_empty() {
-            (self.model.stretch, self.model.memory) = Large::new(self, &large)?.fit(self)?;
+        if small.len() < runs.len() {
+            (self.model.stretch, self.model.memory) = Load::new(self, runs)?.fit(self)?;
         }
         for r in runs.iter_mut() {
             r.predicted = self.ns(&r.choice, r.bytes)?;
@@ -85,8 +86,8 @@ fn mean_square(all: impl Iterator<Item = f64>) -> f64 {
     (sum / f64::from(n.max(1))).sqrt()
 }
 
-/// Runs of large calls, and what is known of them.
-struct Large<'a> {
+/// Runs, and what is known of them.
+struct Load<'a> {
     runs: &'a [Run],
     /// What each has under way.
     under_way: Vec<f64>,
@@ -110,13 +111,13 @@ const CACHED: u64 = 256 << 10;
 const STEADY: f64 = 0.03;
 const SPARE: f64 = 0.2;
 
-impl<'a> Large<'a> {
-    fn new(p: &mut Predictor, runs: &'a [Run]) -> Result<Large<'a>> {
+impl<'a> Load<'a> {
+    fn new(p: &mut Predictor, runs: &'a [Run]) -> Result<Load<'a>> {
         let under_way = runs.iter().map(|r| p.under_way(&r.choice, r.bytes)).collect::<Result<_>>()?;
         let mut sizes: Vec<u64> = runs.iter().map(|r| r.bytes).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        Ok(Large { runs, under_way, times: vec![[None; (MOST - LEAST + 1) as usize]; runs.len()], sizes })
+        Ok(Load { runs, under_way, times: vec![[None; (MOST - LEAST + 1) as usize]; runs.len()], sizes })
     }
 
     /// `stretch` and `memory` with which they are predicted best.
@@ -145,24 +146,27 @@ impl<'a> Large<'a> {
             }
         }
         let mut memory = vec![(SMALL as f64, 0.0)];
-        memory.extend(self.sizes.iter().map(|s| *s as f64).zip(best.1));
+        memory.extend(
+            self.sizes.iter().zip(best.1).filter(|(s, _)| **s > SMALL).map(|(s, ns)| (*s as f64, ns)),
+        );
         // Beyond the last size it takes as long for every byte.
         let last = memory[memory.len() - 1];
         memory.push((16.0 * last.0, 16.0 * last.1));
-        Ok((Large::stretch(&steps)?, Curve::new(memory)?))
+        Ok((Load::stretch(&steps)?, Curve::new(memory)?))
     }
 
     fn stretch(steps: &[i32; CORNERS]) -> Result<Curve> {
-        let at = |i: usize| SMALL as f64 * APART.powi(i as i32);
-        let mut points: Vec<(f64, f64)> =
-            steps.iter().enumerate().map(|(i, s)| (at(i), STEP.powi(*s))).collect();
-        points.push((at(CORNERS), points[CORNERS - 1].1));
+        let at = |i: usize| SMALL as f64 * APART.powi(i as i32 - 1);
+        // The least calls are what the machine's numbers were fitted to.
+        let mut points = vec![(at(0), 1.0)];
+        points.extend(steps.iter().zip(1..).map(|(s, i)| (at(i), STEP.powi(*s))));
+        points.push((at(CORNERS + 1), points[CORNERS].1));
         Curve::new(points)
     }
 
     /// How bad this `stretch` is with the `memory` that suits it best, and that, by size.
     fn off(&mut self, p: &mut Predictor, steps: &[i32; CORNERS]) -> Result<(f64, Vec<f64>)> {
-        let stretch = Large::stretch(steps)?;
+        let stretch = Load::stretch(steps)?;
         let mut played = Vec::new();
         for i in 0..self.runs.len() {
             played.push(self.time(p, i, stretch.at(self.under_way[i]))?);

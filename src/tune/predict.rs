@@ -203,6 +203,27 @@ mod tests {
         }
     }
 
+    /// Large calls that are faster than the machine's numbers say leave small ones alone.
+    #[test]
+    fn what_large_calls_do_is_not_put_on_small_ones() {
+        let mut truth = predictor(machine());
+        let place = Place::of(Collective::AllReduce, truth.layout()).unwrap();
+        let mut runs = Vec::new();
+        for name in ["direct", "ring", "recursive_doubling"] {
+            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
+            for bytes in [4, 1024, 16384, 64 << 10, 256 << 10, 1 << 20] {
+                let choice = Choice { algorithm, ways: 1, message: 256 << 10 };
+                let faster = if bytes > 16384 { 0.7 } else { 1.0 };
+                runs.push(Run::measured(place, bytes, choice, faster * truth.ns(&choice, bytes).unwrap()));
+            }
+        }
+        let mut fitted = predictor(machine());
+        fitted.fit(&mut runs).unwrap();
+        for r in runs.iter().filter(|r| r.bytes < 16384) {
+            assert!(r.error().abs() < 0.06, "{:?} {} {}", r.choice.algorithm, r.bytes, r.error());
+        }
+    }
+
     /// What slows messages down is what is under way, and that an algorithm has much of it, not that its buffer is large.
     #[test]
     fn fitting_tells_algorithms_by_what_they_have_under_way() {

@@ -387,10 +387,10 @@ fn share(
     Ok(())
 }
 
-/// Sizes whose calls the machine is fitted to, and those in between that only check it.
-const FITTED: [usize; 11] =
-    [4, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 32 << 20, 64 << 20];
-const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 8 << 20, 24 << 20];
+/// Sizes whose calls the machine is fitted to, and those in between that only check it. Caches end between the larger ones.
+const FITTED: [usize; 12] =
+    [4, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20, 64 << 20];
+const CHECKED: [usize; 7] = [64, 2 << 10, 8 << 10, 128 << 10, 2 << 20, 12 << 20, 24 << 20];
 
 /// For each size.
 const FIT: Effort = Effort { seconds: 0.6, race: false };
