@@ -55,25 +55,29 @@ impl Predictor {
         const STRAYS: f64 = 0.03;
         let mut turned = [0.0f64; KNOBS.len()];
         let mut best = self.off(runs)?;
-        for step in [4.0, 2.0, 1.4, 1.15, 1.05] {
-            for _ in 0..6 {
-                let before = best;
+        for steps in [&[4.0, 2.0, 1.4][..], &[1.15], &[1.05]] {
+            // The best of all ways each time: the first that is any better may make up for what another knob is for.
+            for _ in 0..16 {
+                let start = self.model.machine.clone();
+                let mut found = None;
                 for (i, knob) in KNOBS.into_iter().enumerate() {
-                    for factor in [step, 1.0 / step] {
-                        let (old, so_far) = (self.model.machine.clone(), turned[i]);
+                    for factor in steps.iter().flat_map(|step: &f64| [*step, 1.0 / step]) {
+                        self.model.machine.clone_from(&start);
                         knob(&mut self.model.machine, factor);
+                        let mut turned = turned;
                         turned[i] += factor.ln();
                         let off = self.off(runs)? + STRAYS * turned.iter().map(|t| t.abs()).sum::<f64>();
                         if off < best * 0.999 {
                             best = off;
-                        } else {
-                            (self.model.machine, turned[i]) = (old, so_far);
+                            found = Some((self.model.machine.clone(), turned));
                         }
                     }
                 }
-                if best > before * 0.99 {
+                let Some(better) = found else {
+                    self.model.machine = start;
                     break;
-                }
+                };
+                (self.model.machine, turned) = better;
             }
         }
         Ok(())
