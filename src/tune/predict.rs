@@ -157,7 +157,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cost::{Curve, Level};
+    use crate::cost::{Curve, Level, OnCore};
     use crate::schedule::{Algorithm, Groups};
 
     fn machine() -> Machine {
@@ -201,6 +201,40 @@ mod tests {
                 r.error()
             );
         }
+    }
+
+    /// Messages between hosts that take twice as long as the probe saw are not taken for slow switches.
+    #[test]
+    fn fitting_turns_what_is_off() {
+        let layout = Layout { groups: Groups::blocks(4, 2), any_tcp: true, all_tcp: false };
+        let slow = |f: f64| {
+            let mut m = machine();
+            let (send, recv) = (Curve::line(3400.0 * f, 0.1), Curve::line(700.0 * f, 0.1));
+            let on_core = OnCore { send: Curve::line(3000.0 * f, 0.1), recv: recv.clone() };
+            m.across =
+                Level { latency: 0.0, send, recv, on_core: Some(on_core), credits: 2, ..m.inside.clone() };
+            (m.core_hosts, m.switch) = (2, 2200.0);
+            Predictor::new(layout.clone(), Model::new(m))
+        };
+        let (mut truth, mut fitted) = (slow(2.0), slow(1.0));
+        let place = Place::of(Collective::AllReduce, &layout).unwrap();
+        let run = |truth: &mut Predictor, name: &str, bytes: u64| {
+            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
+            let choice = Choice { algorithm, ways: 4, message: 256 << 10 };
+            Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap())
+        };
+        let mut runs = Vec::new();
+        for bytes in [4, 512, 4096, 16384] {
+            for name in ["direct", "ring", "recursive_doubling"] {
+                runs.push(run(&mut truth, name, bytes));
+            }
+        }
+        fitted.fit(&mut runs).unwrap();
+        let switch = fitted.model.machine.switch;
+        assert!((1500.0..3200.0).contains(&switch), "{switch}");
+        let hier = run(&mut truth, "hier_2d", 64);
+        let error = fitted.ns(&hier.choice, 64).unwrap() / hier.measured - 1.0;
+        assert!(error.abs() < 0.1, "{error}");
     }
 
     /// Large calls that are faster than the machine's numbers say leave small ones alone.
