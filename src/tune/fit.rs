@@ -69,15 +69,14 @@ impl Predictor {
                         let off = self.off(runs)? + STRAYS * turned.iter().map(|t| t.abs()).sum::<f64>();
                         if off < best * 0.999 {
                             best = off;
-                            found = Some((self.model.machine.clone(), turned));
+                            found = Some((i, factor));
                         }
                     }
                 }
-                let Some(better) = found else {
-                    self.model.machine = start;
-                    break;
-                };
-                (self.model.machine, turned) = better;
+                self.model.machine = start;
+                let Some((i, factor)) = found else { break };
+                KNOBS[i](&mut self.model.machine, factor);
+                turned[i] += factor.ln();
             }
         }
         Ok(())

@@ -173,20 +173,28 @@ mod tests {
         Predictor::new(layout, Model::new(m))
     }
 
+    const KNOWN: [&str; 3] = ["direct", "ring", "recursive_doubling"];
+
+    /// What an allreduce takes there, as if it had been measured.
+    fn run(truth: &mut Predictor, ways: u32, name: &str, bytes: u64) -> Run {
+        let place = Place::of(Collective::AllReduce, truth.layout()).unwrap();
+        let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
+        let choice = Choice { algorithm, ways, message: 256 << 10 };
+        Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap())
+    }
+
+    fn runs(truth: &mut Predictor, ways: u32, names: &[&str], sizes: &[u64]) -> Vec<Run> {
+        let all = names.iter().flat_map(|name| sizes.iter().map(move |bytes| (name, bytes)));
+        all.map(|(name, bytes)| run(truth, ways, name, *bytes)).collect()
+    }
+
     /// Runs of a machine are fitted by that machine, from numbers that are far off.
     #[test]
     fn fitting_finds_the_machine_again() {
         let mut truth = predictor(machine());
         truth.model.stretch = Curve::new(vec![(32768.0, 1.0), (1e6, 1.0), (4e6, 2.0), (2e7, 2.0)]).unwrap();
-        let place = Place::of(Collective::AllReduce, truth.layout()).unwrap();
-        let mut runs = Vec::new();
-        for name in ["direct", "ring", "recursive_doubling", "halving_doubling"] {
-            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
-            for bytes in [4, 1024, 16384, 1 << 20, 16 << 20] {
-                let choice = Choice { algorithm, ways: 1, message: 256 << 10 };
-                runs.push(Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap()));
-            }
-        }
+        let names = ["direct", "ring", "recursive_doubling", "halving_doubling"];
+        let mut runs = runs(&mut truth, 1, &names, &[4, 1024, 16384, 1 << 20, 16 << 20]);
         let mut m = machine();
         (m.switch, m.inside.latency) = (200.0, 1500.0);
         let mut fitted = predictor(m);
@@ -217,22 +225,11 @@ mod tests {
             Predictor::new(layout.clone(), Model::new(m))
         };
         let (mut truth, mut fitted) = (slow(2.0), slow(1.0));
-        let place = Place::of(Collective::AllReduce, &layout).unwrap();
-        let run = |truth: &mut Predictor, name: &str, bytes: u64| {
-            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
-            let choice = Choice { algorithm, ways: 4, message: 256 << 10 };
-            Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap())
-        };
-        let mut runs = Vec::new();
-        for bytes in [4, 512, 4096, 16384] {
-            for name in ["direct", "ring", "recursive_doubling"] {
-                runs.push(run(&mut truth, name, bytes));
-            }
-        }
+        let mut runs = runs(&mut truth, 4, &KNOWN, &[4, 512, 4096, 16384]);
         fitted.fit(&mut runs).unwrap();
         let switch = fitted.model.machine.switch;
         assert!((1500.0..3200.0).contains(&switch), "{switch}");
-        let hier = run(&mut truth, "hier_2d", 64);
+        let hier = run(&mut truth, 4, "hier_2d", 64);
         let error = fitted.ns(&hier.choice, 64).unwrap() / hier.measured - 1.0;
         assert!(error.abs() < 0.1, "{error}");
     }
@@ -241,15 +238,9 @@ mod tests {
     #[test]
     fn what_large_calls_do_is_not_put_on_small_ones() {
         let mut truth = predictor(machine());
-        let place = Place::of(Collective::AllReduce, truth.layout()).unwrap();
-        let mut runs = Vec::new();
-        for name in ["direct", "ring", "recursive_doubling"] {
-            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
-            for bytes in [4, 1024, 16384, 64 << 10, 256 << 10, 1 << 20] {
-                let choice = Choice { algorithm, ways: 1, message: 256 << 10 };
-                let faster = if bytes > 16384 { 0.7 } else { 1.0 };
-                runs.push(Run::measured(place, bytes, choice, faster * truth.ns(&choice, bytes).unwrap()));
-            }
+        let mut runs = runs(&mut truth, 1, &KNOWN, &[4, 1024, 16384, 64 << 10, 256 << 10, 1 << 20]);
+        for r in runs.iter_mut().filter(|r| r.bytes > 16384) {
+            r.measured *= 0.7;
         }
         let mut fitted = predictor(machine());
         fitted.fit(&mut runs).unwrap();
@@ -267,21 +258,10 @@ mod tests {
         m.core_hosts = 2;
         let mut truth = Predictor::new(layout.clone(), Model::new(m.clone()));
         truth.model.stretch = Curve::new(vec![(5e5, 1.0), (2e6, 2.5), (2e7, 2.5)]).unwrap();
-        let place = Place::of(Collective::AllReduce, &layout).unwrap();
-        let run = |truth: &mut Predictor, name: &str, bytes: u64| {
-            let algorithm = Algorithm::by_name(Collective::AllReduce, name).unwrap();
-            let choice = Choice { algorithm, ways: 4, message: 256 << 10 };
-            Run::measured(place, bytes, choice, truth.ns(&choice, bytes).unwrap())
-        };
-        let mut runs = Vec::new();
-        for bytes in [4, 16384, 256 << 10, 1 << 20, 4 << 20, 16 << 20] {
-            for name in ["direct", "ring", "recursive_doubling"] {
-                runs.push(run(&mut truth, name, bytes));
-            }
-        }
+        let mut runs = runs(&mut truth, 4, &KNOWN, &[4, 16384, 256 << 10, 1 << 20, 4 << 20, 16 << 20]);
         let mut fitted = Predictor::new(layout, Model::new(m));
         let more = |p: &mut Predictor| -> Vec<f64> {
-            let of = ["direct", "hier_leader"].map(|name| run(p, name, 8 << 20));
+            let of = ["direct", "hier_leader"].map(|name| run(p, 4, name, 8 << 20));
             of.iter().map(|r| p.under_way(&r.choice, r.bytes).unwrap()).collect()
         };
         let under_way = more(&mut fitted);
@@ -290,7 +270,7 @@ mod tests {
         // Those that it was not fitted to.
         for name in ["hier_leader", "hier_2d", "halving_doubling"] {
             for bytes in [1 << 20, 8 << 20] {
-                let unseen = run(&mut truth, name, bytes);
+                let unseen = run(&mut truth, 4, name, bytes);
                 let error = fitted.ns(&unseen.choice, bytes).unwrap() / unseen.measured - 1.0;
                 assert!(error.abs() < 0.1, "{name}, {bytes} bytes: {error}; {:?}", fitted.model.stretch);
             }
